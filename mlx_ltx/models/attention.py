@@ -1,0 +1,102 @@
+"""Attention and feed-forward, shared by the transformer and the text connectors (ltx_core .../attention.py)."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_ltx.models.rope import RopeTable
+
+EPSILON = 1e-6
+
+
+def rms_norm(x: mx.array, eps: float = EPSILON) -> mx.array:
+    """Root-mean-square normalisation over the last axis without a weight; keeps the dtype of ``x``."""
+    return mx.fast.rms_norm(x, None, eps)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys, optional rotary positions and optional gates.
+
+    Args:
+        query_dim: width of the tokens that ask (and of the result).
+        context_dim: width of the tokens that are asked.
+        heads, head_dim: their product is the inner width.
+        gated: multiply each head by ``2 * sigmoid`` of a projection of the query tokens.
+    """
+
+    def __init__(self, query_dim: int, context_dim: int, heads: int, head_dim: int, gated: bool, eps: float = EPSILON):
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.scale = head_dim**-0.5
+        self.q_norm = nn.RMSNorm(inner, eps)
+        self.k_norm = nn.RMSNorm(inner, eps)
+        self.to_q = nn.Linear(query_dim, inner)
+        self.to_k = nn.Linear(context_dim, inner)
+        self.to_v = nn.Linear(context_dim, inner)
+        self.to_out = nn.Linear(inner, query_dim)
+        if gated:
+            self.to_gate_logits = nn.Linear(query_dim, heads)
+
+    def __call__(
+        self,
+        x: mx.array,
+        context: mx.array | None = None,
+        *,
+        rope: RopeTable | None = None,
+        context_rope: RopeTable | None = None,
+        mask: mx.array | None = None,
+        keep: mx.array | bool = True,
+    ) -> mx.array:
+        """Attend from ``x`` to ``context`` (to itself if None).
+
+        Args:
+            x: (B, T, query_dim).
+            context: (B, S, context_dim).
+            rope: positions of ``x``; of the context too unless ``context_rope`` is given.
+            mask: additive, broadcastable to (B, heads, T, S).
+            keep: False replaces what attention gives by the value projection (a perturbed pass of spatio-temporal
+                guidance; self-attention only). An array (B, 1, 1) of ones and zeros decides per sample.
+
+        Returns:
+            (B, T, query_dim).
+        """
+        B, T, _ = x.shape
+        context = x if context is None else context
+        value = self.to_v(context)
+        if keep is False:
+            result = value
+        else:
+            query, key = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context))
+            query = self._heads(query, rope)
+            key = self._heads(key, rope if context_rope is None else context_rope)
+            result = mx.fast.scaled_dot_product_attention(
+                query, key, self._heads(value, None), scale=self.scale, mask=mask
+            )
+            result = result.transpose(0, 2, 1, 3).reshape(B, T, -1)
+            if isinstance(keep, mx.array):
+                keep = keep.astype(result.dtype)
+                result = result * keep + value * (1 - keep)
+        if "to_gate_logits" in self:
+            gate = 2 * mx.sigmoid(self.to_gate_logits(x))
+            result = (result.reshape(B, T, self.heads, -1) * gate[..., None]).reshape(B, T, -1)
+        return self.to_out(result)
+
+    def _heads(self, x: mx.array, rope: RopeTable | None) -> mx.array:
+        if rope is not None:
+            return rope.rotate(x, self.heads)
+        B, T, inner = x.shape
+        return x.reshape(B, T, self.heads, inner // self.heads).transpose(0, 2, 1, 3)
+
+
+class FeedForward(nn.Module):
+    """Linear to four times the width, tanh-approximated GELU, and back."""
+
+    def __init__(self, dim: int, bias: bool = True):
+        super().__init__()
+        self.up = nn.Linear(dim, 4 * dim, bias=bias)
+        self.down = nn.Linear(4 * dim, dim, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down(nn.gelu_approx(self.up(x)))
