@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -84,6 +85,24 @@ class SafetensorsFile:
             raise UserError(f"{self.path}: cannot be loaded ({error})") from None
         assert isinstance(loaded, dict)
         return loaded
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model config that the file carries in its own metadata.
+
+        Raises:
+            UserError: the file carries none.
+        """
+        config = self.json_metadata("config")
+        if not isinstance(config, dict):
+            raise UserError(f"{self.path}: carries no model config in its metadata, so it is not an LTX-2 checkpoint")
+        return config
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The model version, ``(2, 3, 0)`` for "2.3.0"; files of the first generation may lack it: ``(2, 0)``."""
+        text = str(self.json_metadata("model_version") or "2.0").replace("-", ".")
+        return tuple(int(part) for part in itertools.takewhile(str.isdigit, text.split(".")))
 
     def json_metadata(self, key: str) -> Any:
         """The metadata entry ``key`` decoded from JSON, the plain string if it is not JSON, or None."""
