@@ -42,9 +42,7 @@ class RopeTable(NamedTuple):
             return rotated.astype(x.dtype).reshape(B, T, heads, inner // heads).transpose(0, 2, 1, 3)
         x = x.reshape(B, T, heads, inner // heads).transpose(0, 2, 1, 3)
         first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
-        rotated = mx.concatenate(
-            [first * self.cos - second * self.sin, second * self.cos + first * self.sin], axis=-1
-        )
+        rotated = mx.concatenate([first * self.cos - second * self.sin, second * self.cos + first * self.sin], axis=-1)
         return rotated.astype(x.dtype)
 
 
