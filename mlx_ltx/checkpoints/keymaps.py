@@ -60,11 +60,30 @@ ATTENTION = ((r"\bto_out\.0\.", "to_out."), (r"\bff\.net\.0\.proj\.", "ff.up."),
 STATISTICS = ((r"\bmean-of-means$", "mean"), (r"\bstd-of-means$", "std"))
 UNUSED_STATISTICS = (r"per_channel_statistics\.(?!mean-of-means$|std-of-means$).*",)
 
+# The official names tell the streams apart by an ``audio_`` prefix; the modules, by ``video.`` and ``audio.``.
+BLOCK_PARTS = r"(attn1|attn2|ff|scale_shift_table|prompt_scale_shift_table)\b"
+END_PARTS = (
+    r"(patchify_proj|proj_out|adaln_single|prompt_adaln_single|scale_shift_table|caption_projection"
+    r"|keyframes_abs_pos_embedding)\b"
+)
 TRANSFORMER = KeyMap(
     name="transformer",
     roots=("model.diffusion_model.",),
     exclude=CONNECTORS_BELOW,
-    renames=(*ATTENTION, (r"\baudio_ff\.net\.0\.proj\.", "audio_ff.up."), (r"\baudio_ff\.net\.2\.", "audio_ff.down.")),
+    renames=(
+        (r"^transformer_blocks\.(\d+)\.", r"blocks.\1."),
+        (r"^(blocks\.\d+\.)audio_to_video_attn\b", r"\1video.cross_attn"),
+        (r"^(blocks\.\d+\.)video_to_audio_attn\b", r"\1audio.cross_attn"),
+        (r"^(blocks\.\d+\.)scale_shift_table_a2v_ca_(video|audio)$", r"\1\2.cross_scale_shift_table"),
+        (rf"^(blocks\.\d+\.)audio_{BLOCK_PARTS}", r"\1audio.\2"),
+        (rf"^(blocks\.\d+\.){BLOCK_PARTS}", r"\1video.\2"),
+        (r"^av_ca_(video|audio)_scale_shift_adaln_single\b", r"\1.cross_adaln"),
+        (r"^av_ca_a2v_gate_adaln_single\b", "video.cross_gate_adaln"),
+        (r"^av_ca_v2a_gate_adaln_single\b", "audio.cross_gate_adaln"),
+        (rf"^audio_{END_PARTS}", r"audio.\1"),
+        (rf"^{END_PARTS}", r"video.\1"),
+        *ATTENTION,
+    ),
 )
 CONNECTORS = KeyMap(
     name="text connectors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -89,13 +90,14 @@ def load_weights(
         module: built from the file's own config.
         keymap: where the network's tensors stand in the file.
         dtype: what floating-point tensors become; None keeps the file's dtypes.
-        skip: module paths or path prefixes that a deliberately partial module (video only, say) leaves out.
+        skip: regular expressions; module paths that begin with one are left out on purpose (video only, say).
 
     Raises:
         UserError: a tensor is missing, left over or of another shape, or has a dtype that is not plain floating point.
     """
-    skip = tuple(skip)
-    keys = {path: key for path, key in keymap.select(file.tensors).items() if not path.startswith(skip)}
+    left_out = [re.compile(pattern) for pattern in skip]
+    keys = keymap.select(file.tensors)
+    keys = {path: key for path, key in keys.items() if not any(pattern.match(path) for pattern in left_out)}
     check_tensors(module, {path: file.tensors[key] for path, key in keys.items()}, str(file.path), keymap.name)
     axes = parameter_axes(module)
     weights = []

@@ -56,9 +56,17 @@ def frequency_grid(theta: float, axes: int, dim: int, precision: str) -> np.ndar
         precision: ``"float64"`` or ``"float32"``, the arithmetic of the power (``frequencies_precision``).
     """
     count = dim // (2 * axes)
-    dtype = {"float64": np.float64, "float32": np.float32}[precision]
-    exponents = np.linspace(0.0, 1.0, count, dtype=dtype)
-    return (np.power(dtype(theta), exponents) * dtype(np.pi / 2)).astype(np.float32)
+    if precision == "float64":
+        exponents = np.linspace(0.0, 1.0, count)
+    else:
+        # PyTorch's float32 linspace: counted from both ends, each value rounded once. Angles reach 15,000 radians, so
+        # one unit in the last place of an exponent would show.
+        step, index = np.float64(np.float32(1) / np.float32(max(count - 1, 1))), np.arange(count)
+        exponents = np.where(index < count // 2, step * index, 1 - step * (count - 1 - index)).astype(np.float32)
+    powers = np.power(np.float64(theta), exponents.astype(np.float64))
+    if precision == "float64":
+        return (powers * np.pi / 2).astype(np.float32)
+    return powers.astype(np.float32) * np.float32(np.pi / 2)
 
 
 def rope_table(

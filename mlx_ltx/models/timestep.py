@@ -6,6 +6,7 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 SINUSOID_DIM = 256
 MAX_PERIOD = 10_000.0
@@ -21,7 +22,9 @@ def sinusoidal_embedding(timesteps: mx.array, dim: int = SINUSOID_DIM) -> mx.arr
         float32, S + (dim,).
     """
     half = dim // 2
-    frequencies = mx.exp(-math.log(MAX_PERIOD) * mx.arange(half, dtype=mx.float32) / half)
+    # Exactly rounded in NumPy: angles reach 1000 radians, where a float32 exponential on the device would show.
+    exponents = (np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32)) / np.float32(half)
+    frequencies = mx.array(np.exp(exponents.astype(np.float64)).astype(np.float32))
     angles = timesteps.astype(mx.float32)[..., None] * frequencies
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
