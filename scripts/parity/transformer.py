@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -47,8 +48,9 @@ def stream_inputs(model: Transformer, golden: GoldenSet, case: str) -> tuple[Str
 def perturbations(golden: GoldenSet, case: str, batch: int) -> list[Perturbation]:
     """What the named case perturbs, as its description in the set's metadata says."""
     block_1 = frozenset({1})
-    if case.startswith("stg_block1"):
-        return [Perturbation(video_blocks=block_1, audio_blocks=block_1)]
+    if block := re.fullmatch(r"stg_block(\d+)", case):
+        blocks = frozenset({int(block[1])})
+        return [Perturbation(video_blocks=blocks, audio_blocks=blocks)]
     if case.startswith("isolated"):
         return [Perturbation(isolated=True)]
     if case.startswith("batched_guidance"):
@@ -115,10 +117,15 @@ def case_names(golden: GoldenSet) -> list[str]:
 
 @runner("transformer_*_single_modality")
 def run_single_modality(golden: GoldenSet) -> Iterator[Comparison]:
+    """Models of one stream, and the whole model given one stream (``av_NAME_alone``, on the inputs of ``NAME_only``)."""
     checkpoint = golden.checkpoint(SINGLE_MODALITY_CHECKPOINT)
-    for case in case_names(golden):
-        streams = {"video_only": {"audio": False}, "audio_only": {"video": False}}.get(case, {})
-        yield from compare_case(load_transformer(checkpoint, mx.float32, **streams), golden, case)
+    for stream, other in (("video", "audio"), ("audio", "video")):
+        case = f"{stream}_only"
+        yield from compare_case(load_transformer(checkpoint, mx.float32, **{other: False}), golden, case)
+        model = load_transformer(checkpoint, mx.float32)
+        given = dict(zip(("video", "audio"), stream_inputs(model, golden, case), strict=True))
+        velocity = getattr(model(**given), stream)
+        yield golden.compare(f"av_{stream}_alone", f"{stream}.velocity", velocity)
 
 
 @runner("transformer_*")

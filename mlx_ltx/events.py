@@ -1,0 +1,136 @@
+"""The typed events of a running job: one stream for progress bars, previews, host apps and tests.
+
+A job is an iterator of these. Cancelling is not asking for the next one. Everything here is plain data; only
+:class:`StepDone` holds lazy arrays, which cost nothing unless somebody evaluates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A planned part of a job.
+
+    Attributes:
+        name: short and stable, for host apps ("denoise").
+        title: for people ("Denoising 384x256, 8 steps").
+        total: how many units of work it has (steps, frames, layers), or None if that is not known.
+        unit: what is counted.
+    """
+
+    name: str
+    title: str
+    total: int | None = None
+    unit: str = "steps"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the event's name first, for JSON lines."""
+        data = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return {"event": type(self).__name__, **data}
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """The first event: all phases, in order."""
+
+    phases: tuple[Phase, ...]
+
+
+@dataclass(frozen=True)
+class PhaseStarted(Event):
+    """A phase begins; ``index`` counts from 0 in the planned list."""
+
+    index: int
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """``done`` of ``total`` units of the current phase; within a denoising step it is fractional."""
+
+    phase: str
+    done: float
+    total: float | None
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """A denoising step is done.
+
+    Attributes:
+        step, total: the step, counted from 1, and how many there are.
+        sigma: the noise level after it.
+        seconds: how long it took.
+        video_x0, audio_x0: the current predictions of the clean latents, (B, F, H, W, C) and (B, T, M, C), lazy;
+            None for a modality that is not generated.
+    """
+
+    phase: str
+    step: int
+    total: int
+    sigma: float
+    seconds: float
+    video_x0: mx.array | None = field(default=None, repr=False, compare=False)
+    audio_x0: mx.array | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "event": "StepDone",
+            "phase": self.phase,
+            "step": self.step,
+            "total": self.total,
+            "sigma": self.sigma,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class MemorySeen(Event):
+    """MLX's memory at the end of a phase, in bytes: what is in use, and the most that was since the phase began."""
+
+    phase: str
+    active_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class FileWritten(Event):
+    """A file is complete under its final name."""
+
+    path: Path
+    kind: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The last event of a job that succeeded.
+
+    Attributes:
+        video_path, audio_path, contact_sheet_path: what was written; None for what was not asked for.
+        seed: the seed that was used.
+        seconds: from the first event to this one.
+    """
+
+    video_path: Path | None
+    audio_path: Path | None
+    contact_sheet_path: Path | None
+    seed: int
+    width: int
+    height: int
+    frames: int
+    fps: float
+    duration: float
+    sample_rate: int | None
+    seconds: float
+    peak_bytes: int
