@@ -148,7 +148,7 @@ class AudioGrid:
         return tokens.reshape(*tokens.shape[:2], self.channels, self.bins).transpose(0, 1, 3, 2)
 
     def positions(self) -> np.ndarray:
-        """float32 (1, 1, frames, 2): the [start, end) of each token in seconds; causal, so the first is the shortest."""
+        """float32 (1, 1, frames, 2): the [start, end) of each token in seconds; the first is the shortest."""
         edges = np.maximum(np.arange(self.frames + 1) * self.scale + 1 - self.scale, 0).astype(np.float32)
         seconds = edges * np.float32(self.hop) / np.float32(self.rate)
         return np.stack([seconds[:-1], seconds[1:]], axis=-1)[None, None]
@@ -167,5 +167,5 @@ def nearest_frame_counts(value: int, time_scale: int = 8) -> tuple[int, ...]:
 
 
 def frames_for_duration(seconds: float, fps: float, time_scale: int = 8) -> int:
-    """The frame count ``time_scale * k + 1`` that is nearest to a duration, and at least one latent frame more than 1."""
+    """The frame count ``time_scale * k + 1`` nearest to a duration, with k at least 1."""
     return max(round((seconds * fps - 1) / time_scale), 1) * time_scale + 1

@@ -69,7 +69,7 @@ class ReplacedLatent:
     strength: float = 1.0
 
     def apply(self, state: LatentState, grid: VideoGrid) -> LatentState:
-        B, frames, height, width, channels = self.latent.shape
+        frames, height, width, channels = self.latent.shape[1:]
         if (height, width, channels) != (grid.height, grid.width, grid.channels) or self.frame + frames > grid.frames:
             raise ValueError(f"a latent of shape {self.latent.shape} does not fit frame {self.frame} of {grid}")
         first, last = self.frame * grid.tokens_per_frame, (self.frame + frames) * grid.tokens_per_frame
