@@ -208,11 +208,11 @@ class Modulation(NamedTuple):
 
     Attributes:
         values: (B, U, rows, dim).
-        index: (B, T) the level of each token, or None if U is 1 or T.
+        level_of_token: (B, T) the level of each token, or None if U is 1 or T.
     """
 
     values: mx.array
-    index: mx.array | None
+    level_of_token: mx.array | None
 
     def rows(self, table: mx.array, first: int, last: int) -> list[mx.array]:
         """The sums of ``table`` rows and values, each (B, 1 or T, dim), in the dtype of the values."""
@@ -220,10 +220,10 @@ class Modulation(NamedTuple):
         return [self._spread(sums[:, :, row]) for row in range(last - first)]
 
     def _spread(self, levels: mx.array) -> mx.array:
-        if self.index is None:
+        if self.level_of_token is None:
             return levels
         B, U, dim = levels.shape
-        flat = self.index + U * mx.arange(B, dtype=self.index.dtype)[:, None]
+        flat = self.level_of_token + U * mx.arange(B, dtype=self.level_of_token.dtype)[:, None]
         return mx.take(levels.reshape(B * U, dim), flat, axis=0)
 
 

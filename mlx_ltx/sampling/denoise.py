@@ -108,7 +108,7 @@ class Denoiser:
                 _stream_input(state, sigma, context, rope, frozen)
                 for state, context, rope, frozen in zip(states, text, self.ropes, skipped, strict=True)
             ]
-            forward = self.model.forward(*inputs, perturbations=[perturbation])
+            forward = self.model.forward(inputs[0], inputs[1], [perturbation])
             while True:
                 try:
                     hidden = next(forward)
@@ -193,17 +193,20 @@ def denoise(
                 x0 = end.value
                 break
             yield Progress(phase, step + fraction, total)
-        moved, kept = [], []
-        for state, predicted in zip(states, x0, strict=True):
-            if state is None or predicted is None:
-                moved.append(state)
-                kept.append(None)
-                continue
-            predicted = state.keep_given(predicted)
-            moved.append(replace(state, latent=euler_step(state.latent, predicted, sigma, next_sigma)))
-            kept.append(predicted)
-        states = States(*moved)
+        x0 = Latents(*(_keep_given(state, predicted) for state, predicted in zip(states, x0, strict=True)))
+        states = States(*(_advance(s, p, sigma, next_sigma) for s, p in zip(states, x0, strict=True)))
         mx.eval([state.latent for state in states if state is not None])
-        latents = grids.unpatchify(Latents(*kept))
+        latents = grids.unpatchify(x0)
         yield StepDone(phase, step + 1, total, next_sigma, time.perf_counter() - started, latents.video, latents.audio)
     return states
+
+
+def _keep_given(state: LatentState | None, predicted: mx.array | None) -> mx.array | None:
+    return None if state is None or predicted is None else state.keep_given(predicted)
+
+
+def _advance(state: LatentState | None, x0: mx.array | None, sigma: float, next_sigma: float) -> LatentState | None:
+    """One step of a modality; one that is absent or was not predicted stays as it is."""
+    if state is None or x0 is None:
+        return state
+    return replace(state, latent=euler_step(state.latent, x0, sigma, next_sigma))

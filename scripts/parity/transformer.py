@@ -117,7 +117,7 @@ def case_names(golden: GoldenSet) -> list[str]:
 
 @runner("transformer_*_single_modality")
 def run_single_modality(golden: GoldenSet) -> Iterator[Comparison]:
-    """Models of one stream, and the whole model given one stream (``av_NAME_alone``, on the inputs of ``NAME_only``)."""
+    """Models of one stream, and the whole model given one (``av_NAME_alone``, on the inputs of ``NAME_only``)."""
     checkpoint = golden.checkpoint(SINGLE_MODALITY_CHECKPOINT)
     for stream, other in (("video", "audio"), ("audio", "video")):
         case = f"{stream}_only"
