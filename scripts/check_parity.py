@@ -3,8 +3,8 @@
 
     python scripts/check_parity.py DIR [--only PATTERN] [--tolerance X] [--strict]
 
-DIR holds sets of tensors: ``NAME.io.safetensors`` with inputs and the reference's outputs and
-``NAME.ckpt.safetensors`` with the weights, in the layout of the official checkpoints. One line is printed per output tensor. Exit code 1 if a
+DIR holds sets of tensors: ``NAME.io.safetensors`` with inputs and the reference's outputs, ``NAME.ckpt.safetensors``
+with the weights in the layout of the official checkpoints. One line is printed per output tensor. Exit code 1 if a
 tensor is off, if nothing was found, or with --strict if something is not covered. Needs the runtime dependencies only.
 """
 

@@ -2,7 +2,8 @@
 
 A *set* is ``NAME.io.safetensors`` (inputs and expected outputs, PyTorch axis order) with its checkpoint.
 A runner takes a set and yields a :class:`Comparison` per expected tensor, or :class:`NotCovered` for a case.
-``scripts/check_parity.py`` prints them; the tests assert on them. One module here per part of the package; each registers its runners with :func:`runner`.
+``scripts/check_parity.py`` prints them; the tests assert on them. One module here per part of the package; each
+registers its runners with :func:`runner`.
 """
 
 from __future__ import annotations
