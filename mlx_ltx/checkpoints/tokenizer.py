@@ -1,0 +1,116 @@
+"""From a prompt to the tokens that the text model reads, with Hugging Face's ``tokenizers`` alone.
+
+transformers would give the same tokens and takes a second to import.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from tokenizers import Tokenizer
+
+from mlx_ltx.errors import UserError
+
+LENGTH = 1024
+
+
+class Tokens(NamedTuple):
+    """One prompt.
+
+    Attributes:
+        input_ids: int32, (1, length), padded on the left.
+        mask: int32, (1, length), 1 for tokens and 0 for padding.
+        dropped: how many tokens the prompt was too long by.
+    """
+
+    input_ids: mx.array
+    mask: mx.array
+    dropped: int
+
+
+class PromptTokenizer:
+    """Tokenise prompts for one text model.
+
+    Args:
+        tokenizer: as read from ``tokenizer.json``; its truncation and padding are set here.
+        bos: id of the token that starts every prompt.
+        pad: id of the token that fills it up.
+        length: tokens and padding together. The models were trained with 1024.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, bos: int, pad: int, length: int = LENGTH):
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+        self.tokenizer, self.bos, self.pad, self.length = tokenizer, bos, pad, length
+
+    def __call__(self, prompt: str) -> Tokens:
+        """Tokens of ``prompt`` without surrounding white space: a start token exactly once, no end token."""
+        encoding = self.tokenizer.encode(prompt.strip())
+        dropped = sum(piece.special_tokens_mask.count(0) for piece in encoding.overflowing)
+        ids = list(encoding.ids)
+        if ids[:1] != [self.bos]:  # not every tokenizer.json adds it
+            ids.insert(0, self.bos)
+            dropped += len(ids[self.length :])
+            ids = ids[: self.length]
+        padding = self.length - len(ids)
+        return Tokens(
+            mx.array(np.array([[self.pad] * padding + ids], np.int32)),
+            mx.array(np.array([[0] * padding + [1] * len(ids)], np.int32)),
+            dropped,
+        )
+
+
+def load_tokenizer(folder: Path, config: dict[str, Any], length: int = LENGTH) -> PromptTokenizer:
+    """The tokeniser of a Hugging Face folder.
+
+    Start and padding tokens are those of ``tokenizer_config.json``, or else of the model's ``config``. A tokeniser
+    without a padding token pads with its end token.
+
+    Raises:
+        UserError: ``tokenizer.json`` is missing or unreadable, or the start token is unknown.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: tokenizer.json is missing; the text model's folder must hold it")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{path}: not a tokenizer ({error})") from None
+    declared = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    text = config.get("text_config", {})
+
+    def token(name: str) -> int | None:
+        value = declared.get(f"{name}_token")
+        value = value.get("content") if isinstance(value, dict) else value
+        identity = tokenizer.token_to_id(value) if isinstance(value, str) else None
+        if identity is None:
+            identity = text.get(f"{name}_token_id", config.get(f"{name}_token_id"))
+        return identity if isinstance(identity, int) else None
+
+    bos, pad = token("bos"), token("pad")
+    pad = token("eos") if pad is None else pad
+    if bos is None or pad is None:
+        missing = "start (bos)" if bos is None else "padding (pad)"
+        raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a {missing} token")
+    return PromptTokenizer(tokenizer, bos, pad, length)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        UserError: it cannot be read, or is not that.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON; download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; download it again")
+    return value
