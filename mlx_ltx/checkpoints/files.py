@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,32 +60,33 @@ class SafetensorsFile:
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise UserError(f"{self.path}: not a safetensors file (its header is not JSON)") from None
         try:
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            metadata = header.pop("__metadata__", None) or {}
+            self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
+            spans = {name: _span(entry) for name, entry in header.items()}
             self.tensors = {
-                name: TensorInfo(
-                    entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0]
-                )
+                name: TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])), spans[name][1] - spans[name][0])
                 for name, entry in header.items()
             }
-        except (AttributeError, KeyError, TypeError, IndexError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{self.path}: not a safetensors file (its header has an unknown form)") from None
-        if 8 + length + end > total:
-            missing = 8 + length + end - total
+        missing = 8 + length + max((end for _, end in spans.values()), default=0) - total
+        if missing > 0:
             raise UserError(f"{self.path}: truncated, {missing:,} bytes are missing; download it again")
         for name, info in self.tensors.items():
-            if info.dtype in BITS and info.nbytes != math.ceil(info.size * BITS[info.dtype] / 8):
+            expected = math.ceil(info.size * BITS[info.dtype] / 8) if info.dtype in BITS else info.nbytes
+            if info.nbytes != expected or info.nbytes < 0 or spans[name][0] < 0 or min(info.shape, default=0) < 0:
                 raise UserError(f"{self.path}: damaged, the size of tensor {name} does not match its shape")
 
     @cached_property
-    def arrays(self) -> dict[str, mx.array]:
-        """Every tensor as a lazy array: data is read when an array is evaluated."""
-        try:
-            loaded = mx.load(str(self.path), format="safetensors")
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{self.path}: cannot be loaded ({error})") from None
-        assert isinstance(loaded, dict)
-        return loaded
+    def arrays(self) -> Mapping[str, mx.array]:
+        """Every tensor as a lazy array: data is read when an array is evaluated.
+
+        The mapping keeps no array that it has given out, so memory is free again when its user drops it.
+
+        Raises:
+            UserError: on access, if MLX cannot read the file (a dtype that it does not know).
+        """
+        return _LazyArrays(self)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -113,3 +115,42 @@ class SafetensorsFile:
             return json.loads(value)
         except json.JSONDecodeError:
             return value
+
+
+class _LazyArrays(Mapping[str, mx.array]):
+    """The arrays of a file, each handed out once per opening of it.
+
+    A plain dictionary would hold on to every array after its evaluation: a checkpoint cast to another dtype would lie
+    in memory twice, and a network that has done its work could not be freed.
+    """
+
+    def __init__(self, file: SafetensorsFile):
+        self.file = file
+        self.pending: dict[str, mx.array] = {}
+
+    def __getitem__(self, key: str) -> mx.array:
+        if key not in self.file.tensors:
+            raise KeyError(key)
+        if key not in self.pending:
+            self.pending = self.open()
+        return self.pending.pop(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file.tensors)
+
+    def __len__(self) -> int:
+        return len(self.file.tensors)
+
+    def open(self) -> dict[str, mx.array]:
+        try:
+            loaded = mx.load(str(self.file.path), format="safetensors")
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.file.path}: cannot be loaded ({error})") from None
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+def _span(entry: dict[str, Any]) -> tuple[int, int]:
+    """Where a tensor's data begin and end, from its header entry."""
+    start, end = entry["data_offsets"]
+    return int(start), int(end)

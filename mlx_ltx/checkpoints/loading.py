@@ -39,7 +39,7 @@ def parameter_axes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
         for name, value in owner.items():
             if isinstance(value, mx.array):
                 axes[f"{prefix}.{name}" if prefix else name] = published_axes(owner, name)
-    for path, _ in tree_flatten(module.parameters()):
+    for path, _ in _parameters(module):
         axes.setdefault(path, None)
     return axes
 
@@ -48,7 +48,7 @@ def published_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape that each parameter of ``module`` has in a published checkpoint."""
     axes = parameter_axes(module)
     shapes = {}
-    for path, parameter in tree_flatten(module.parameters()):
+    for path, parameter in _parameters(module):
         order = axes[path]
         if order is None:
             shapes[path] = tuple(parameter.shape)
@@ -99,11 +99,12 @@ def load_weights(
     keys = keymap.select(file.tensors)
     keys = {path: key for path, key in keys.items() if not any(pattern.match(path) for pattern in left_out)}
     check_tensors(module, {path: file.tensors[key] for path, key in keys.items()}, str(file.path), keymap.name)
+    for key in keys.values():
+        if file.tensors[key].dtype not in ("F32", "F16", "BF16"):
+            raise UserError(f"{file.path}: tensor {key} is {file.tensors[key].dtype}; this layout is not supported")
     axes = parameter_axes(module)
     weights = []
     for path, key in keys.items():
-        if file.tensors[key].dtype not in ("F32", "F16", "BF16"):
-            raise UserError(f"{file.path}: tensor {key} is {file.tensors[key].dtype}; this layout is not supported")
         array = file.arrays[key]
         order = axes[path]
         if order is not None:
@@ -112,6 +113,12 @@ def load_weights(
     module.load_weights(weights, strict=True)
     module.eval()
     return module
+
+
+def _parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
+    flat = tree_flatten(module.parameters())
+    assert isinstance(flat, list)
+    return flat
 
 
 def _some(names: list[str], limit: int = 3) -> str:
