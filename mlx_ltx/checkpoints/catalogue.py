@@ -72,6 +72,8 @@ class ModelEntry:
         text_encoder: the Gemma folder that is downloaded with it; None for the embedded demo.
         transformer_nbytes: the transformer's size in memory at its published precision (bf16).
         pipelines: the pipelines that it serves, the default one first.
+        default_size: the (width, height) in pixels of a clip unless asked otherwise; None leaves it to the pipeline.
+        default_frames: likewise its number of frames.
         gated: whether the checkpoint's repository asks for an accepted licence before it lets one download.
     """
 
@@ -88,6 +90,8 @@ class ModelEntry:
     licence: Licence
     gated: bool = False
     note: str = ""
+    default_size: tuple[int, int] | None = None
+    default_frames: int | None = None
 
     @property
     def embedded(self) -> bool:

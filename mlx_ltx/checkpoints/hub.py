@@ -13,7 +13,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from mlx_ltx.checkpoints.catalogue import MODELS, Licence, ModelEntry, RemoteFile, TextEncoderEntry
 from mlx_ltx.checkpoints.recognise import missing_gemma_files
@@ -170,6 +170,12 @@ def plan_parts(title: str, parts: Sequence[Part]) -> DownloadPlan:
         folder=Path(constants.HF_HUB_CACHE),
         licences=tuple(dict.fromkeys(_licence(part) for part in parts)),
     )
+
+
+def check_repository_name(repo: str) -> None:
+    """Raise UserError if ``repo`` cannot be a repository's name."""
+    with _one_line_errors(repo):
+        validate_repo_id(repo)
 
 
 def list_repository(repo: str) -> dict[str, int]:
@@ -370,15 +376,13 @@ def format_bytes(nbytes: float) -> str:
     return f"{nbytes:.1f} GB"
 
 
-def _oserror_message(error: OSError) -> Callable[[str], str] | None:
+def _disk_trouble(error: OSError) -> str | None:
+    """What to tell of an error that the cache's disk or folder causes, or None for any other."""
+    folder = constants.HF_HUB_CACHE
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return lambda folder: (
-            f"{folder}: the disk is full; make room and run the command again, it resumes where it stopped"
-        )
+        return f"{folder}: the disk is full; make room and run the command again, it resumes where it stopped"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return lambda folder: (
-            f"{folder}: cannot be written ({error.strerror.lower()}); set HF_HOME to a folder of yours"
-        )
+        return f"{folder}: cannot be written ({error.strerror}); set HF_HOME to a folder of yours"
     return None
 
 
@@ -416,7 +420,6 @@ def _one_line_errors(repo: str, name: str = "") -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise UserError(f"{subject}: cannot reach {host} ({reason}); check the connection and run it again") from None
     except OSError as error:
-        message = _oserror_message(error)
-        if message is None:
-            raise
-        raise UserError(message(constants.HF_HUB_CACHE)) from None
+        if message := _disk_trouble(error):
+            raise UserError(message) from None
+        raise

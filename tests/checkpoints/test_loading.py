@@ -199,7 +199,7 @@ def test_loading_reads_nothing_until_it_is_evaluated(tmp_path):
     load_weights(model, file, MAP, dtype=mx.bfloat16)
     assert mx.get_active_memory() - before < 1 << 16
     mx.eval(model.one.parameters())
-    assert 8 << 20 <= mx.get_active_memory() - before < 12 << 20
+    assert 7 << 20 < mx.get_active_memory() - before < 12 << 20
 
 
 def test_building_a_module_of_full_size_costs_no_memory():
