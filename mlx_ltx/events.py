@@ -65,6 +65,13 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
+class Warned(Event):
+    """Something that the user should know and that does not stop the job."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class StepDone(Event):
     """A denoising step is done.
 

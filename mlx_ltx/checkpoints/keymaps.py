@@ -106,6 +106,13 @@ VIDEO_DECODER = KeyMap(
     renames=STATISTICS,
     unused=UNUSED_STATISTICS,
 )
+VIDEO_STATISTICS = KeyMap(
+    name="video latent statistics",
+    roots=("vae.", ""),
+    parts={"per_channel_statistics.": ""},
+    renames=STATISTICS,
+    unused=UNUSED_STATISTICS,
+)
 AUDIO_ENCODER = KeyMap(
     name="audio encoder",
     roots=("audio_vae.",),

@@ -1,0 +1,137 @@
+"""Shows a job's events: bars on a terminal, plain lines elsewhere, JSON lines for host apps, or nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol, TextIO
+
+from tqdm import tqdm
+
+from mlx_ltx.events import (
+    Event,
+    FileWritten,
+    Finished,
+    MemorySeen,
+    Phase,
+    PhaseStarted,
+    Progress,
+    StepDone,
+    Warned,
+)
+
+
+class Display(Protocol):
+    """Consumes events, then is closed, whether the job ended well or not."""
+
+    def show(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Quiet:
+    """Shows warnings only."""
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            print(f"mlx_ltx: {event.message}", file=sys.stderr)
+
+    def close(self) -> None:
+        pass
+
+
+class JsonLines:
+    """One JSON object per event on ``stream``, flushed at once."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stdout
+
+    def show(self, event: Event) -> None:
+        self.write(event.to_json())
+
+    def write(self, data: dict[str, Any]) -> None:
+        print(json.dumps(data, ensure_ascii=False), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    """A line per phase and per denoising step, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._print(event.phase.title)
+        elif isinstance(event, StepDone):
+            self._print(f"  step {event.step} of {event.total}: {event.seconds:.1f} s")
+        elif isinstance(event, Warned):
+            self._print(f"mlx_ltx: {event.message}")
+        elif isinstance(event, FileWritten):
+            self._print(f"wrote {event.path} ({event.kind})")
+        elif isinstance(event, Finished):
+            self._print(summary(event))
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class Bars:
+    """A progress bar per phase, for terminals."""
+
+    FORMAT = "{desc:<42.42} {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}]"
+    UNKNOWN = "{desc:<42.42} [{elapsed}]"
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self._start(event.phase)
+        elif isinstance(event, Progress) and self._bar is not None:
+            if event.total is not None and self._bar.total != event.total:
+                self._bar.total, self._bar.bar_format = event.total, self.FORMAT
+            self._bar.update(event.done - self._bar.n)
+        elif isinstance(event, StepDone) and self._bar is not None:
+            self._bar.update(event.step - self._bar.n)
+        elif isinstance(event, MemorySeen):
+            self.close()
+        elif isinstance(event, Warned):
+            tqdm.write(f"mlx_ltx: {event.message}", file=sys.stderr)
+        elif isinstance(event, FileWritten):
+            tqdm.write(f"wrote {event.path} ({event.kind})", file=sys.stderr)
+        elif isinstance(event, Finished):
+            tqdm.write(summary(event), file=sys.stderr)
+
+    def _start(self, phase: Phase) -> None:
+        self.close()
+        form = self.UNKNOWN if phase.total is None else self.FORMAT
+        self._bar = tqdm(total=phase.total, desc=phase.title, bar_format=form, dynamic_ncols=True, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def summary(event: Finished) -> str:
+    """What was made, in one line."""
+    sound = f", {event.sample_rate / 1000:g} kHz stereo" if event.sample_rate else ", silent"
+    return (
+        f"{event.width}x{event.height}, {event.frames} frames at {event.fps:g} fps ({event.duration:.2f} s){sound}, "
+        f"seed {event.seed}: {event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"
+    )
+
+
+def choose(quiet: bool, as_json: bool) -> Display:
+    """The display that suits the flags and the terminal."""
+    if as_json:
+        return JsonLines()
+    if quiet:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines()

@@ -1,0 +1,69 @@
+"""Part of every recipe: prompts to what the transformer attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import mlx.core as mx
+
+from mlx_ltx.checkpoints.components import load_connectors, load_text_features
+from mlx_ltx.checkpoints.gemma import load_gemma, read_gemma_config
+from mlx_ltx.events import Event, Phase, Progress, Warned
+from mlx_ltx.models.text_encoder import PromptStates, embed_prompt, read_prompt
+from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.run import Run
+from mlx_ltx.sampling.denoise import TextContext
+
+READ, EMBED = "read-text", "embed-text"
+
+
+def text_phases(job: Job, prompts: int) -> list[Phase]:
+    title = "prompt" if prompts == 1 else "prompts"
+    layers = prompts * read_gemma_config(job.files.text_encoder)[0].hidden_states
+    return [
+        Phase(READ, f"Reading the {title} with {job.files.text_encoder.name}", layers, "layers"),
+        Phase(EMBED, f"Embedding the {title}", None, "layers"),
+    ]
+
+
+def encode_prompts(run: Run, prompts: Sequence[str]) -> Generator[Event, None, list[TextContext]]:
+    """Encode prompts one by one; the text model is gone from memory before its successors come in."""
+    read = yield from run.phase(READ, _read(run.job, prompts))
+    return (yield from run.phase(EMBED, _embed(run.job, read)))
+
+
+def _read(job: Job, prompts: Sequence[str]) -> Generator[Event, None, list[PromptStates]]:
+    # Gemma's hidden states leave float16's range.
+    dtype = mx.float32 if job.dtype == mx.float32 else mx.bfloat16
+    model, tokenizer = load_gemma(job.files.text_encoder, dtype)
+    results = []
+    for index, prompt in enumerate(prompts):
+        tokens = tokenizer(prompt)
+        if tokens.dropped:
+            yield Warned(f"the prompt is {tokens.dropped} tokens longer than the model reads; its end is ignored")
+        reading = read_prompt(model, tokens.input_ids, tokens.mask)
+        while True:
+            try:
+                step = next(reading)
+            except StopIteration as end:
+                results.append(end.value)
+                break
+            yield Progress(READ, index * step.total + step.done, len(prompts) * step.total)
+    return results
+
+
+def _embed(job: Job, prompts: list[PromptStates]) -> Generator[Event, None, list[TextContext]]:
+    gemma, _ = read_gemma_config(job.files.text_encoder)
+    features = load_text_features(job.checkpoint, gemma, job.dtype)
+    connectors = load_connectors(job.checkpoint, job.dtype)
+    results = []
+    for index, prompt in enumerate(prompts):
+        embedding = embed_prompt(features, connectors, prompt)
+        while True:
+            try:
+                step = next(embedding)
+            except StopIteration as end:
+                results.append(TextContext(end.value.video, end.value.audio))
+                break
+            yield Progress(EMBED, index * step.total + step.done, len(prompts) * step.total)
+    return results
