@@ -88,7 +88,8 @@ class Block:
             raise ValueError(f"{where}: num_layers = {layers!r} of block {kind!r} is not supported")
         options.pop("num_layers", None)  # the short form of an entry, [kind, 1], gives it to any kind
         for name, value in options.items():
-            if name not in known[kind] and value not in (None, False, 1):
+            nothing = value is None or value is False or (name, value) == ("multiplier", 1)
+            if name not in known[kind] and not nothing:
                 raise ValueError(f"{where}: {name} = {value!r} of block {kind!r} is not supported")
         values = {name: options.get(name, default) for name, default in known[kind].items() if name != "num_layers"}
         return cls(kind, layers, **values)

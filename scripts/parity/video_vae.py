@@ -51,7 +51,7 @@ def compare_blocks(
             yield golden.compare(case, name, channels_first(x)[..., :height, :width])
 
 
-@runner("video_vae_*[!d]", "video_vae_*[!e]d")  # not video_vae_*_tiled
+@runner("video_vae_*[!d]", "video_vae_*[!e]d", "video_vae_*[!l]ed")  # not video_vae_*_tiled
 def video_vae(golden: GoldenSet) -> Iterator[Comparison | NotCovered]:
     file = golden.checkpoint()
     config = VideoVaeConfig.from_metadata(file.config)
