@@ -38,7 +38,8 @@ class ImageAction(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
-            path, frame, strength = [*values, *("0", "1.0")[len(values) - 1 :]]
+            left_out = ["0", "1.0"][len(values) - 1 :]
+            path, frame, strength = [*values, *left_out]
             image = ImageInput(Path(path), int(frame), float(strength))
         except ValueError:
             parser.error(
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
     """All flags. What is not given is absent from the namespace, so that --replay can tell."""
     parser = Parser(
         prog="mlx_ltx.generate",
+        usage="python -m mlx_ltx.generate --prompt TEXT --output FILE.mp4 [flags]",
         description="Make a video with synchronised stereo sound from text and images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,7 +67,7 @@ def build_parser() -> Parser:
         "--image",
         action=ImageAction,
         nargs="+",
-        metavar="PATH [FRAME [STRENGTH]]",
+        metavar=("PATH", "FRAME STRENGTH"),
         dest="images",
         help="show this image at a frame (0, the first) with a strength (1); may be repeated",
     )
@@ -86,9 +88,7 @@ def build_parser() -> Parser:
         help="a name (python -m mlx_ltx.checkpoints list), a checkpoint or folder, or owner/name on the hub; "
         "by default the best model on this machine",
     )
-    model.add_argument(
-        "--pipeline", metavar="NAME", help="distilled or one-stage; by default what suits the model (see below)"
-    )
+    model.add_argument("--pipeline", metavar="NAME", help="distilled or one-stage; by default what suits the model")
     model.add_argument("--text-encoder", metavar="PATH|HUB_ID", help="a Gemma 3 folder other than the model's own")
     model.add_argument("--spatial-upsampler", metavar="FILE", help="a latent x2 upsampler other than the model's own")
     model.add_argument("--dtype", choices=DTYPES, help="precision (auto: bfloat16, or float32 on the CPU backend)")
@@ -208,6 +208,8 @@ def dry_run(request: Request, as_json: bool) -> None:
     """Print what a request would do."""
     from mlx_ltx.pipelines.job import prepare
 
+    if not (request.output or request.output_audio or request.contact_sheet):
+        request = request.with_changes(output=Path("clip.mp4"))
     description = prepare(request).describe()
     if as_json:
         print(json.dumps(description, ensure_ascii=False))
@@ -246,11 +248,11 @@ def run(arguments: argparse.Namespace) -> None:
         show(given["show"], as_json)
         return
     request = read_request(arguments)
-    from mlx_ltx.checkpoints.offer import with_model
-
     if given.get("dry_run"):
         dry_run(request, as_json)
         return
+    from mlx_ltx.checkpoints.offer import with_model
+
     screen = display.choose(quiet, as_json)
     with_model(lambda: generate(request, screen), interactive=not (as_json or quiet))
 

@@ -112,7 +112,7 @@ TEXT_ENCODERS: dict[str, TextEncoderEntry] = {
             "gemma-3-12b-8bit",
             "mlx-community/gemma-3-12b-it-qat-8bit",
             14_300_000_000,
-            "Gemma 3 12B, 8 bits (the default: hardly distinguishable from bf16)",
+            "Gemma 3 12B, 8 bits (the default)",
             GEMMA_LICENCE,
         ),
         TextEncoderEntry(

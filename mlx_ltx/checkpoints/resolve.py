@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from mlx_ltx.checkpoints.catalogue import (
     DEFAULT_TEXT_ENCODER,
@@ -37,6 +38,7 @@ from mlx_ltx.checkpoints.hub import (
     format_bytes,
     list_repository,
     page_licence,
+    plan_download,
     plan_parts,
 )
 from mlx_ltx.checkpoints.recognise import (
@@ -59,10 +61,16 @@ HEADROOM_BYTES = 4_000_000_000
 
 
 class MissingFiles(UserError):
-    """What the user asked for is known but not (wholly) on this machine; ``plan`` says what is to be downloaded."""
+    """What the user asked for is known but not (wholly) on this machine; ``plan`` says what is to be downloaded.
 
-    def __init__(self, plan: DownloadPlan):
+    ``unasked`` is set if no model was named, and the plan is only what we would propose.
+    """
+
+    def __init__(self, plan: DownloadPlan, unasked: bool = False):
         self.plan = plan
+        if unasked:
+            super().__init__(f"no model on this machine yet; {plan.title} is {plan.size} to download")
+            return
         missing = [part for part, cached in zip(plan.parts, plan.cached, strict=True) if not cached]
         names = ", ".join(part.name if isinstance(part, RemoteFile) else part.repo for part in missing)
         hint = " (or pass yours with --text-encoder)" if any(isinstance(p, TextEncoderEntry) for p in missing) else ""
@@ -101,7 +109,7 @@ def resolve_model(
     Args:
         spec: a catalogue name or alias; a ``.safetensors`` checkpoint; a folder with one in it or in a sub-folder; or
             ``owner/name`` or ``owner/name:file.safetensors`` on the hub. None takes the best model on this machine
-            (:func:`best_model_on_disk`; failing that, any that is complete), or else the embedded demo.
+            (:func:`best_model_on_disk`), never the embedded demo.
         text_encoder: the value of ``--text-encoder``: a Gemma folder, a name of ``TEXT_ENCODERS``, or ``owner/name``
             on the hub. None takes the Gemma folder beside the checkpoint, or else the catalogue's Gemma 3 12B.
         spatial_upsampler: the value of ``--spatial-upsampler``, a file. None takes the catalogue's, or the one beside
@@ -113,8 +121,7 @@ def resolve_model(
     """
     chosen_upsampler = None if spatial_upsampler is None else _upsampler_path(spatial_upsampler)
     if spec is None:
-        on_disk = models_on_disk()
-        entry = best_model_on_disk(total_memory()) or (on_disk[0] if on_disk else MODELS["demo"])
+        entry = best_model_on_disk(total_memory()) or _nothing_chosen()
         return _resolve_entry(entry, text_encoder, chosen_upsampler)
     if entry_named := find_model(spec):
         return _resolve_entry(entry_named, text_encoder, chosen_upsampler)
@@ -146,6 +153,17 @@ def fits(entry: ModelEntry, memory_bytes: int) -> bool:
 def best_model_on_disk(memory_bytes: int) -> ModelEntry | None:
     """The first model of the catalogue that is wholly in the hub cache and fits ``memory_bytes``, or None."""
     return next((entry for entry in models_on_disk() if fits(entry, memory_bytes)), None)
+
+
+def _nothing_chosen() -> NoReturn:
+    """No model was named, and none that is here fits: say what could be done."""
+    on_disk = models_on_disk()
+    if on_disk:
+        raise UserError(
+            f"no --model given, and {on_disk[0].name} does not fit the {format_bytes(total_memory())} of this machine; "
+            f"try it all the same with --model {on_disk[0].name}"
+        )
+    raise MissingFiles(plan_download(next(iter(MODELS.values()))), unasked=True)
 
 
 def _missing(entry: ModelEntry) -> bool:

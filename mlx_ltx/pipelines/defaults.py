@@ -11,8 +11,8 @@ NEGATIVE_PROMPT = (
     "burnt-in subtitles, captions, watermark, logo, interface elements, blurred boxes, letterbox bars, "
     "fade from black, out of focus, noisy, blocky compression, oversaturated, washed-out colours, banding, flicker, "
     "jitter, ghosting, frozen or stuttering motion, morphing objects, warped faces, extra fingers or limbs, "
-    "distorted hands, wrong anatomy, inconsistent lighting, plastic skin, distorted or robotic speech, lips out of sync, echo, clipping, hiss, hum, "
-    "muffled sound, artefacts of generated video"
+    "distorted hands, wrong anatomy, inconsistent lighting, plastic skin, distorted or robotic speech, "
+    "lips out of sync, echo, clipping, hiss, hum, muffled sound, artefacts of generated video"
 )
 FULL_DEPTH = 48  # blocks of the published transformers, which the perturbed block is chosen for
 

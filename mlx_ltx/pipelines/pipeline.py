@@ -43,6 +43,8 @@ class Pipeline:
 
 def pipelines() -> dict[str, Pipeline]:
     """All pipelines by name."""
-    from mlx_ltx.pipelines import distilled, one_stage
+    # The recipes import this module's neighbours, which ask for this table.
+    from mlx_ltx.pipelines.distilled import PIPELINE as DISTILLED
+    from mlx_ltx.pipelines.one_stage import PIPELINE as ONE_STAGE
 
-    return {pipeline.name: pipeline for pipeline in (distilled.PIPELINE, one_stage.PIPELINE)}
+    return {pipeline.name: pipeline for pipeline in (DISTILLED, ONE_STAGE)}

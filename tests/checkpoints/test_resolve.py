@@ -167,18 +167,19 @@ def test_without_a_name_the_best_on_disk_is_taken(no_hub, monkeypatch):
     assert resolve_model(None).name == "ltx-2-dev"
     cache_model(no_hub, "ltx-2.3-distilled")
     assert resolve_model(None).name == "ltx-2.3-distilled"
-    # None fits 32 GB in bf16; the memory plan will quantise or stream the one that is there.
     monkeypatch.setattr(resolve, "total_memory", lambda: 32 << 30)
     assert best_model_on_disk(32 << 30) is None
-    assert resolve_model(None).name == "ltx-2.3-distilled"
+    with pytest.raises(UserError, match="does not fit .* of this machine; try it .*--model ltx-2.3-distilled"):
+        resolve_model(None)
 
 
-def test_without_anything_on_disk_the_demo_is_taken(models, monkeypatch):
-    checkpoint(models / "demo.safetensors")
-    gemma(models / "gemma")
-    monkeypatch.setattr(resolve, "demo_folder", lambda: models)
+def test_without_anything_on_disk_the_first_of_the_catalogue_is_proposed(no_hub):
     assert models_on_disk() == []
-    assert resolve_model(None).name == "demo"
+    with pytest.raises(
+        MissingFiles, match=r"^no model on this machine yet; ltx-2.3-distilled is .* to download$"
+    ) as error:
+        resolve_model(None)
+    assert error.value.plan.title == "ltx-2.3-distilled"
 
 
 def test_the_best_model_fits_and_is_complete(no_hub):

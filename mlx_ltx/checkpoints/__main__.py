@@ -1,0 +1,80 @@
+"""``python -m mlx_ltx.checkpoints``: the known models, and getting them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mlx_ltx.checkpoints.catalogue import MODELS, TEXT_ENCODERS, find_model, similar_names
+from mlx_ltx.checkpoints.hub import Part, format_bytes, model_parts, plan_download
+from mlx_ltx.checkpoints.offer import show_download
+from mlx_ltx.checkpoints.resolve import models_on_disk
+from mlx_ltx.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlx_ltx.checkpoints", description="The models that are known by name.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what there is, and what is on this machine")
+    get = commands.add_parser("download", help="fetch a model into the Hugging Face cache; resumes where it stopped")
+    get.add_argument("name", metavar="NAME", help="a model of the list")
+    get.add_argument("--text-encoder", choices=TEXT_ENCODERS, help="another build of Gemma 3 than the model's own")
+    get.add_argument("--dry-run", action="store_true", help="say what would be fetched, and stop")
+    get.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
+    return parser
+
+
+def list_models() -> None:
+    """A line per model, then the text encoders to choose from."""
+    on_disk = {entry.name for entry in models_on_disk()}
+    for entry in MODELS.values():
+        approximate = any(part.approximate for part in model_parts(entry))
+        size = ("~" if approximate else "") + format_bytes(sum(part.nbytes for part in model_parts(entry)))
+        size = "embedded" if entry.embedded else size
+        here = " (on this machine)" if entry.name in on_disk else ""
+        print(
+            f"{entry.name:<20} {size:>10}  {entry.title}; {' and '.join(entry.pipelines)}; {entry.licence.name}{here}"
+        )
+    print("\ntext encoders (download NAME --text-encoder ...):")
+    for encoder in TEXT_ENCODERS.values():
+        print(f"{encoder.name:<20} {'~' + format_bytes(encoder.nbytes):>10}  {encoder.title}")
+
+
+def get_model(name: str, text_encoder: str | None, dry_run: bool, as_json: bool) -> None:
+    """Say what is fetched, then fetch it."""
+    entry = find_model(name)
+    if entry is None:
+        similar = similar_names(name, list(MODELS))
+        known = f"did you mean {' or '.join(similar)}?" if similar else f"the names are {', '.join(MODELS)}"
+        raise UserError(f"{name}: no model of that name; {known}")
+    if entry.embedded:
+        raise UserError(f"{entry.name} comes with the package; there is nothing to download")
+    parts: list[Part] = [
+        TEXT_ENCODERS[text_encoder] if text_encoder and part is entry.text_encoder else part
+        for part in model_parts(entry)
+    ]
+    plan = plan_download(entry, parts)
+    print(plan.summary(), file=sys.stderr)
+    if not dry_run:
+        show_download(plan, as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.command == "list":
+            list_models()
+        else:
+            get_model(arguments.name, arguments.text_encoder, arguments.dry_run, arguments.json)
+    except UserError as error:
+        print(f"mlx_ltx.checkpoints: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mlx_ltx.checkpoints: stopped; the next download goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
