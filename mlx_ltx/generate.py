@@ -39,7 +39,7 @@ class ImageAction(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
             left_out = ["0", "1.0"][len(values) - 1 :]
-            path, frame, strength = [*values, *left_out]
+            path, frame, strength = list(values) + left_out
             image = ImageInput(Path(path), int(frame), float(strength))
         except ValueError:
             parser.error(
