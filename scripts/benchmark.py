@@ -1,0 +1,481 @@
+#!/usr/bin/env python3
+"""Measure time and memory of the parts that matter, on this machine.
+
+    python scripts/benchmark.py demo      a clip of the embedded demo model, phase by phase
+    python scripts/benchmark.py block     one block of the transformer, for several numbers of tokens
+    python scripts/benchmark.py decode    the video decoder, streamed and whole
+    python scripts/benchmark.py vocoder   the vocoder with its bandwidth extension
+
+Networks are built at the widths of LTX-2.3 (or of --checkpoint) with random weights: speed and memory do not depend on
+the values. Every number comes from several runs after a warm-up that is not counted. Peak memory is MLX's own count,
+less what was in use before the run (weights, inputs). Needs the runtime dependencies only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+import mlx_ltx
+from mlx_ltx.checkpoints.components import read_config
+from mlx_ltx.checkpoints.files import SafetensorsFile
+from mlx_ltx.errors import UserError
+from mlx_ltx.events import MemorySeen, PhaseStarted
+from mlx_ltx.media.atomic import check_output
+from mlx_ltx.memory.machine import total_memory
+from mlx_ltx.models.transformer import Block, Perturbation, StreamInput, StreamState, Transformer, TransformerConfig
+from mlx_ltx.models.video_vae import VideoDecoder, VideoVaeConfig
+from mlx_ltx.models.vocoder import VocoderConfig, build_vocoder
+
+PUBLISHED_CONFIGS = Path(__file__).parents[1] / "tests" / "golden" / "real_configs.json"
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+MEL_FRAMES_PER_SECOND = 100  # 16 kHz in hops of 160 samples
+MIB = 1 << 20
+MATMUL_SIZE = 1024
+NO_BLAS = "none preloaded"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table.
+
+    Attributes:
+        name: what was measured.
+        seconds: of every run.
+        peak_bytes: the largest of the runs' peaks.
+        amount, unit: what one run makes ("frames"), for the rate; an amount of 0 has none.
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    peak_bytes: int
+    amount: float = 0
+    unit: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def row(self) -> list[str]:
+        rate = f"{self.amount / self.median:.3g} {self.unit}/s" if self.amount else ""
+        low, high = min(self.seconds), max(self.seconds)
+        spread = f"{low:.3f} to {high:.3f}"
+        return [self.name, f"{self.median:.3f}", spread, str(len(self.seconds)), f"{self.peak_bytes / MIB:,.1f}", rate]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "median_seconds": self.median}
+
+
+HEADER = ["", "median s", "min to max s", "runs", "peak MiB", "rate"]
+
+
+@dataclass
+class Stopwatch:
+    """Runs something until it has run often enough or long enough.
+
+    Attributes:
+        repeats: the most runs that count.
+        limit: seconds after which no further run begins, warm-up included.
+    """
+
+    repeats: int
+    limit: float
+
+    def measure(self, name: str, run: Callable[[], object], amount: float = 0, unit: str = "") -> Measurement:
+        """``run`` has to evaluate what it makes; its first time is the warm-up, which counts only if it is the last."""
+        seconds: list[float] = []
+        peak = 0
+        while len(seconds) <= self.repeats and sum(seconds) < self.limit:
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            begun = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begun)
+            peak = max(peak, mx.get_peak_memory() - before)
+        return Measurement(name, tuple(seconds[1:] or seconds), peak, amount, unit)
+
+
+# --- what is measured ---
+
+
+class PhaseSeen(NamedTuple):
+    """What the event stream of one run says about a phase."""
+
+    seconds: float
+    peak: int
+
+
+WHOLE_CLIP = "the whole clip"
+
+
+def benchmark_demo(arguments: argparse.Namespace) -> Iterator[Measurement]:
+    """A whole clip, from the events that every user of the package sees."""
+    clips: list[dict[str, PhaseSeen]] = []
+    while len(clips) <= arguments.repeats and sum(clip[WHOLE_CLIP].seconds for clip in clips) < arguments.limit:
+        with tempfile.TemporaryDirectory() as folder:
+            width, height = arguments.size or (None, None)
+            request = mlx_ltx.Request(
+                prompt=arguments.prompt,
+                model=arguments.model,
+                pipeline=arguments.pipeline,
+                output=Path(folder) / "clip.mp4",
+                width=width,
+                height=height,
+                num_frames=arguments.frames,
+                dtype=arguments.dtype or "auto",
+            )
+            clips.append(_one_clip(request))
+    counted = clips[1:] or clips  # without the warm-up
+    for title in clips[0]:
+        seen = [clip[title] for clip in counted]
+        yield Measurement(title, tuple(phase.seconds for phase in seen), max(phase.peak for phase in seen))
+
+
+def _one_clip(request: mlx_ltx.Request) -> dict[str, PhaseSeen]:
+    """Time and peak of every phase of one run by its title, and of all of it."""
+    phases: dict[str, PhaseSeen] = {}
+    first = begun = time.perf_counter()
+    title = ""
+    for event in mlx_ltx.stream(request):
+        if isinstance(event, PhaseStarted):
+            begun, title = time.perf_counter(), event.phase.title
+        elif isinstance(event, MemorySeen):
+            phases[title] = PhaseSeen(time.perf_counter() - begun, event.peak_bytes)
+    peak = max((seen.peak for seen in phases.values()), default=0)
+    return {**phases, WHOLE_CLIP: PhaseSeen(time.perf_counter() - first, peak)}
+
+
+def benchmark_block(arguments: argparse.Namespace) -> Iterator[Measurement]:
+    """One block of both streams: self-attention, text, the other stream, feed-forward."""
+    config = load_config(arguments, TransformerConfig.from_metadata)
+    if config.video is None or config.audio is None:
+        raise UserError("the config has no audio-video transformer")
+    dtype = chosen_dtype(arguments)
+    model = Transformer(replace(config, layers=1))
+    model.set_dtype(dtype)
+    states = [_states(model, tokens, arguments.audio_tokens, arguments.text_tokens) for tokens in arguments.tokens]
+    block = model.blocks[0]
+    del model  # the layers around the block are not measured
+    mx.eval(block.parameters())
+    mx.clear_cache()
+    watch = Stopwatch(arguments.repeats, arguments.limit)
+    for tokens, (video, audio) in zip(arguments.tokens, states, strict=True):
+        name = f"block, {tokens} video + {arguments.audio_tokens} audio tokens, {dtype_name(dtype)}"
+        yield watch.measure(name, partial(_run_block, block, video, audio), tokens, "video tokens")
+
+
+def _run_block(block: Block, video: StreamState, audio: StreamState) -> None:
+    mx.eval([state.x for state in block(video, audio, 0, (Perturbation(),)) if state is not None])
+
+
+def _states(model: Transformer, video: int, audio: int, text: int) -> tuple[StreamState, StreamState]:
+    """The streams as they enter the first block, evaluated: random tokens at random positions, all at one noise."""
+    random = np.random.default_rng(0)
+    positions = [
+        random.uniform(0, 1, (1, axes, count, 2)).astype(np.float32) for axes, count in ((3, video), (1, audio))
+    ]
+    inputs: list[StreamInput] = []
+    streams = (model.config.video, model.config.audio)
+    for stream, count, rope in zip(streams, (video, audio), model.rope(*positions), strict=True):
+        assert stream is not None
+        assert rope is not None
+        width = stream.caption_channels or stream.context_dim
+        inputs.append(
+            StreamInput(
+                latent=mx.random.normal((1, count, stream.in_channels)).astype(model.dtype),
+                sigma=mx.array([0.5]),
+                timesteps=mx.array([[0.5]]),
+                context=mx.random.normal((1, text, width)).astype(model.dtype),
+                rope=rope,
+            )
+        )
+    states = model.video.prepare(inputs[0], inputs[1]), model.audio.prepare(inputs[1], inputs[0])
+    mx.eval(_arrays(states))
+    return states
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    if isinstance(tree, mx.array):
+        return [tree]
+    return [array for part in tree for array in _arrays(part)] if isinstance(tree, tuple) else []
+
+
+def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
+    """The video decoder: frame by frame, as every pipeline uses it, and with the whole clip in every layer."""
+    config = load_config(arguments, VideoVaeConfig.from_metadata)
+    (width, height), frames = arguments.size, arguments.frames
+    if width % config.space_scale or height % config.space_scale:
+        raise UserError(f"--size {width}x{height}: width and height must be multiples of {config.space_scale}")
+    if (frames - 1) % config.time_scale:
+        raise UserError(f"--frames {frames}: must be {config.time_scale}k + 1")
+    dtype = chosen_dtype(arguments)
+    decoder = VideoDecoder(config)
+    decoder.set_dtype(dtype)
+    mx.eval(decoder.parameters())
+    shape = (1, 1 + (frames - 1) // config.time_scale, height // config.space_scale, width // config.space_scale)
+    latent = mx.random.normal((*shape, config.latent_channels)).astype(dtype)
+    mx.eval(latent)
+    watch = Stopwatch(arguments.repeats, arguments.limit)
+
+    def streamed() -> None:
+        for pixels in decoder.stream(latent, noise=mx.random.normal):
+            del pixels  # a writer would take them now
+
+    def whole() -> None:
+        # A push without a limit runs every layer once, over all frames.
+        mx.eval(list(decoder.stream(latent, noise=mx.random.normal, pixels=None)))
+
+    for mode, run in (("streamed", streamed), ("whole", whole)):
+        if mode in arguments.modes:
+            yield watch.measure(
+                f"{mode}, {width}x{height}, {frames} frames, {dtype_name(dtype)}", run, frames, "frames"
+            )
+
+
+def benchmark_vocoder(arguments: argparse.Namespace) -> Iterator[Measurement]:
+    """Mel spectrogram to stereo waveform; always float32, as in every pipeline."""
+    config = load_config(arguments, VocoderConfig.from_metadata)
+    vocoder = build_vocoder(config)
+    mx.eval(vocoder.parameters())
+    watch = Stopwatch(arguments.repeats, arguments.limit)
+    for seconds in arguments.seconds:
+        mel = mx.random.normal((1, max(1, round(seconds * MEL_FRAMES_PER_SECOND)), 64, 2))
+        mx.eval(mel)
+        name = f"vocoder, {seconds:g} s at {config.sample_rate} Hz"
+        yield watch.measure(name, partial(_run_vocoder, vocoder, mel), seconds, "seconds of sound")
+
+
+def _run_vocoder(vocoder: nn.Module, mel: mx.array) -> None:
+    mx.eval(vocoder(mel))
+
+
+# --- what it is measured with and on ---
+
+
+def load_config(arguments: argparse.Namespace, parse: Callable[[dict[str, Any]], Any]) -> Any:
+    """The config of --checkpoint, or that of the published LTX-2.3."""
+    if arguments.checkpoint is not None:
+        return read_config(SafetensorsFile(arguments.checkpoint), parse)
+    return parse(json.loads(PUBLISHED_CONFIGS.read_text(encoding="utf-8"))["2.3"])
+
+
+def on_cpu() -> bool:
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def chosen_dtype(arguments: argparse.Namespace) -> mx.Dtype:
+    """As the pipelines choose: bfloat16 on the GPU, float32 on the CPU backend."""
+    return DTYPES[arguments.dtype] if arguments.dtype else (mx.float32 if on_cpu() else mx.bfloat16)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on, measured where that says more than a name."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(total_memory() / (1 << 30), 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "mlx": mx.__version__,
+        "mlx_ltx": mlx_ltx.__version__,
+        "device": str(mx.device_info().get("device_name", mx.default_device())),
+        "backend": "cpu" if on_cpu() else "gpu",
+        "blas": fast_blas(),
+        "matmul_gflops": {name: round(matmul_rate(DTYPES[name]), 1) for name in ("float32", "bfloat16")},
+    }
+
+
+def processor_name() -> str:
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        if asked.stdout.strip():
+            return asked.stdout.strip()
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def fast_blas() -> str:
+    """Which fast BLAS the CPU backend uses: Accelerate on macOS, on Linux one that was preloaded, or none."""
+    if platform.system() == "Darwin":
+        return "Accelerate"
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return "unknown"
+    # NumPy brings an OpenBLAS of its own, whose names are suffixed; MLX does not see it.
+    loaded = {line.rsplit("/", 1)[-1] for line in maps.splitlines() if "/" in line and "site-packages" not in line}
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    fast = sorted(
+        name for name in loaded if re.search(r"openblas|blis|mkl", name) and re.search(r"openblas|blis|mkl", preloaded)
+    )
+    return f"{fast[0]}, preloaded" if fast else NO_BLAS
+
+
+def matmul_rate(dtype: mx.Dtype) -> float:
+    """Billions of multiplications and additions per second in a product of square matrices."""
+    a = mx.random.normal((MATMUL_SIZE, MATMUL_SIZE)).astype(dtype)
+    mx.eval(a @ a[:, :64])
+    started = time.perf_counter()
+    mx.eval(a @ a)
+    return 2 * MATMUL_SIZE**3 / (time.perf_counter() - started) / 1e9
+
+
+def print_machine(facts: dict[str, Any]) -> None:
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in facts["matmul_gflops"].items())
+    print(f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gib']:g} GiB, {facts['system']}")
+    print(f"MLX {facts['mlx']} on {facts['device']}, BLAS: {facts['blas']}")
+    print(f"matrix products, GFLOP/s: {rates}")
+    if facts["blas"] == NO_BLAS:
+        print("These runs take many times as long as with a fast BLAS (Debian: libopenblas0-pthread, then")
+        print("LD_PRELOAD=libopenblas.so.0 in front of the command).")
+    print(flush=True)
+
+
+def print_table(rows: Iterable[Sequence[str]]) -> None:
+    table = [HEADER, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        name, *numbers = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([name, *numbers]).rstrip())
+
+
+# --- command line ---
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def positive(kind: Callable[[str], Any], word: str) -> Callable[[str], Any]:
+    """A type for argparse: a finite number above zero."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not {word}")
+        return value
+
+    return parse
+
+
+WHOLE, NUMBER = positive(int, "a positive whole number"), positive(float, "a positive number")
+
+
+def size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 256x160")
+    return int(match[1]), int(match[2])
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = Parser(add_help=False)
+    common.add_argument("--repeats", type=WHOLE, default=5, metavar="N", help="runs that count (%(default)s)")
+    common.add_argument(
+        "--limit",
+        type=NUMBER,
+        default=15.0,
+        metavar="SECONDS",
+        help="begin no further run after this long (%(default)g)",
+    )
+    common.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    dtype = Parser(add_help=False)
+    dtype.add_argument("--dtype", choices=DTYPES, help="of weights and activations (GPU: bfloat16, CPU: float32)")
+    shape = Parser(add_help=False)
+    shape.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="take the config of this checkpoint, not LTX-2.3's"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo|block|decode|vocoder")
+
+    demo = commands.add_parser("demo", parents=[common, dtype], help="a clip, phase by phase")
+    demo.add_argument("--model", default="demo", metavar="NAME|PATH", help="another model (%(default)s)")
+    demo.add_argument("--pipeline", metavar="NAME", help="by default the model's own")
+    demo.add_argument("--prompt", default="a red ball rolls over green grass", metavar="TEXT")
+    demo.add_argument("--size", type=size, metavar="WxH", help="by default the model's own")
+    demo.add_argument("--frames", type=WHOLE, metavar="N", help="by default the model's own")
+    demo.set_defaults(run=benchmark_demo)
+
+    block = commands.add_parser("block", parents=[common, dtype, shape], help="one transformer block")
+    block.add_argument("--tokens", type=WHOLE, nargs="+", default=[32, 128], metavar="N", help="video tokens (32 128)")
+    block.add_argument("--audio-tokens", type=WHOLE, default=32, metavar="N", help="(%(default)s)")
+    block.add_argument("--text-tokens", type=WHOLE, default=128, metavar="N", help="(%(default)s; real prompts: 1024)")
+    block.set_defaults(run=benchmark_block)
+
+    decode = commands.add_parser("decode", parents=[common, dtype, shape], help="the video decoder")
+    decode.add_argument("--size", type=size, default=(96, 64), metavar="WxH", help="pixels (96x64)")
+    decode.add_argument("--frames", type=WHOLE, default=17, metavar="N", help="(%(default)s)")
+    decode.add_argument(
+        "--modes", nargs="+", choices=["streamed", "whole"], default=["streamed", "whole"], help="(both)"
+    )
+    decode.set_defaults(run=benchmark_decode)
+
+    vocoder = commands.add_parser("vocoder", parents=[common, shape], help="the vocoder")
+    vocoder.add_argument("--seconds", type=NUMBER, nargs="+", default=[0.5], metavar="X", help="of sound (0.5)")
+    vocoder.set_defaults(run=benchmark_vocoder)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.json is not None:
+            check_output(arguments.json, force=True)
+        facts = machine()
+        print_machine(facts)
+        results = list(arguments.run(arguments))
+        print_table(result.row() for result in results)
+        if arguments.json is not None:
+            settings = {
+                name: str(value) if isinstance(value, Path) else value
+                for name, value in vars(arguments).items()
+                if name not in ("run", "json")
+            }
+            report = {"machine": facts, "settings": settings, "results": [result.to_json() for result in results]}
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except (UserError, OSError) as error:
+        print(f"benchmark: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
