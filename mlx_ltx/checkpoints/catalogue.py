@@ -224,6 +224,8 @@ MODELS: dict[str, ModelEntry] = {
             transformer_nbytes=0,
             pipelines=("distilled", "one-stage"),
             licence=APACHE_LICENCE,
+            default_size=(256, 192),
+            default_frames=33,
             note="comes with the package; shows that everything works, not what LTX-2 can do",
         ),
     )
