@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,8 +54,10 @@ def _check_folder(path: Path) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{path}: cannot be written ({folder} is not a folder)")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: cannot be written (no permission to make files in {folder})")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not tell for every user and file system
+    except OSError:
+        raise UserError(f"{path}: cannot be written (no files can be made in {folder})") from None
 
 
 @contextmanager

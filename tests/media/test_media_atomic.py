@@ -144,7 +144,7 @@ def test_a_long_name_gets_a_partial_file_that_fits(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="no permission"):
+    with pytest.raises(UserError, match="no files can be made"):
         check_output(tmp_path / "new" / "clip.mp4")
 
 
