@@ -172,7 +172,7 @@ class StreamInput:
         rope: from :meth:`Transformer.rope`.
         level_of_token: (B, T) int32 index into ``timesteps``, or None.
         context_mask: (B, S), 1 for text tokens to attend to, 0 for others; None attends to all.
-        attention_mask: (B, T, T) in [0, 1], how strongly tokens attend to each other; None is 1 everywhere.
+        attention_bias: from :meth:`Transformer.attention_bias`; None lets tokens attend to each other fully.
         keyframes_mask: (B, T), positive for tokens that encode a single pixel frame; None marks none.
         frozen: the stream stays as it is and only serves the other one as context.
     """
@@ -184,7 +184,7 @@ class StreamInput:
     rope: StreamRope
     level_of_token: mx.array | None = None
     context_mask: mx.array | None = None
-    attention_mask: mx.array | None = None
+    attention_bias: mx.array | None = None
     keyframes_mask: mx.array | None = None
     frozen: bool = False
 
@@ -263,7 +263,7 @@ class StreamState(NamedTuple):
     context: mx.array
     prompt_modulation: mx.array | None
     context_mask: mx.array | None
-    attention_mask: mx.array | None
+    attention_bias: mx.array | None
     rope: StreamRope
     cross_modulation: Modulation | None
     cross_gate: Modulation | None
@@ -294,7 +294,7 @@ class StreamEnds(nn.Module):
     def prepare(self, given: StreamInput, other: StreamInput | None) -> StreamState:
         """Embed the tokens and everything that depends on the noise level but not on the block."""
         config = self._config
-        dtype = self.patchify_proj.weight.dtype
+        dtype = self.patchify_proj.bias.dtype
         x = self.patchify_proj(given.latent.astype(dtype))
         if "keyframes_abs_pos_embedding" in self and given.keyframes_mask is not None:
             marked = (given.keyframes_mask > 0).astype(x.dtype)
@@ -325,7 +325,7 @@ class StreamEnds(nn.Module):
             context=context,
             prompt_modulation=prompt_modulation,
             context_mask=None if given.context_mask is None else _context_bias(given.context_mask, dtype),
-            attention_mask=None if given.attention_mask is None else _attention_bias(given.attention_mask, dtype),
+            attention_bias=given.attention_bias,
             rope=given.rope,
             cross_modulation=cross_modulation,
             cross_gate=cross_gate,
@@ -366,7 +366,7 @@ class StreamBlock(nn.Module):
     def attend_to_self_and_text(self, state: StreamState, keep: mx.array | bool) -> mx.array:
         shift, scale, gate = state.modulation.rows(self.scale_shift_table, 0, 3)
         normed = rms_norm(state.x, self._eps) * (1 + scale) + shift
-        x = state.x + self.attn1(normed, rope=state.rope.own, mask=state.attention_mask, keep=keep) * gate
+        x = state.x + self.attn1(normed, rope=state.rope.own, mask=state.attention_bias, keep=keep) * gate
 
         normed = rms_norm(x, self._eps)
         if "prompt_scale_shift_table" not in self:
@@ -484,6 +484,19 @@ class Transformer(nn.Module):
         """
         return self._stream_rope(self._config.video, video), self._stream_rope(self._config.audio, audio)
 
+    def attention_bias(self, strengths: mx.array) -> mx.array:
+        """What is added to attention logits between tokens of a stream, to be made once per run.
+
+        Args:
+            strengths: (B, T, T) in [0, 1], how strongly tokens attend to each other.
+
+        Returns:
+            (B, 1, T, T) in the dtype of activations: the logarithm, and the lowest number for 0.
+        """
+        smallest = float(np.finfo(np.float32).tiny)
+        bias = mx.log(mx.maximum(strengths.astype(mx.float32), smallest))
+        return mx.where(strengths > 0, bias, mx.finfo(self.dtype).min).astype(self.dtype)[:, None]
+
     def _stream_rope(self, stream: StreamConfig | None, positions: np.ndarray | None) -> StreamRope | None:
         if positions is None:
             return None
@@ -570,9 +583,3 @@ def _keep(kept: list[bool]) -> mx.array | bool:
 def _context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
     """(B, S) ones and zeros to an additive bias (B, 1, 1, S)."""
     return mx.where(mask > 0, 0.0, mx.finfo(dtype).min).astype(dtype)[:, None, None]
-
-
-def _attention_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """(B, T, T) strengths in [0, 1] to an additive bias (B, 1, T, T): their logarithm."""
-    strength = mx.maximum(mask.astype(mx.float32), 1.1754944e-38)
-    return mx.where(mask > 0, mx.log(strength), mx.finfo(dtype).min).astype(dtype)[:, None]

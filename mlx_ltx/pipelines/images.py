@@ -11,8 +11,9 @@ from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.media.images import prepare_image
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
+from mlx_ltx.sampling.conditioning import Keyframe, ReplacedLatent
 from mlx_ltx.sampling.geometry import ClipShape
-from mlx_ltx.sampling.state import Conditioning, Keyframe, ReplacedLatent
+from mlx_ltx.sampling.state import Conditioning
 
 ENCODE = "encode-images"
 

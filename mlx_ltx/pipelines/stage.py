@@ -13,10 +13,10 @@ from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.upsampler import upsample_latent
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
-from mlx_ltx.sampling.denoise import Denoiser, Latents, States, TextContext, denoise
+from mlx_ltx.sampling.denoise import Denoiser, TextContext, denoise
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.guidance import Guidance
-from mlx_ltx.sampling.state import Conditioning, add_noise, audio_state, video_state
+from mlx_ltx.sampling.state import Conditioning, Latents, States, add_noise, audio_state, video_state
 
 LOAD, UPSAMPLE = "load-transformer", "upsample"
 
@@ -76,7 +76,7 @@ def denoise_stage(
     video = add_noise(video_state(grids.video, conditionings, initial.video if initial else None), run.noise, scale)
     audio = None
     if grids.audio is not None:
-        audio = add_noise(audio_state(grids.audio, initial.audio if initial else None), run.noise, scale)
+        audio = add_noise(audio_state(grids.audio, initial=initial.audio if initial else None), run.noise, scale)
     states = States(video, audio)
     denoiser = Denoiser(model, states, text, guidance, negative)
     final = yield from run.phase(phase, denoise(denoiser, states, sigmas, grids, phase))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
 from mlx_ltx.events import Event, Progress, StepDone
 from mlx_ltx.models.transformer import StreamInput, StreamRope, Transformer
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
-from mlx_ltx.sampling.guidance import Guidance, Pass
-from mlx_ltx.sampling.state import LatentState
+from mlx_ltx.sampling.guidance import Guidance, GuidanceBySigma, Momentum, Pass
+from mlx_ltx.sampling.samplers import Euler, Prediction, Sampler, Step
+from mlx_ltx.sampling.state import Latents, LatentState, States
 
 # The macOS watchdog kills command buffers that keep the GPU busy for seconds; a block of the full model is far below.
 BLOCKS_PER_EVALUATION = 1
@@ -25,20 +26,6 @@ class TextContext(NamedTuple):
 
     video: mx.array
     audio: mx.array
-
-
-class Latents(NamedTuple):
-    """One array per modality; None for a modality that is not there."""
-
-    video: mx.array | None
-    audio: mx.array | None
-
-
-class States(NamedTuple):
-    """One state per modality; None for a modality that is not there."""
-
-    video: LatentState | None
-    audio: LatentState | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,7 @@ class Grids:
 
 
 class Denoiser:
-    """Predicts clean latents, with guidance.
+    """Predicts clean latents, with guidance; made for one run, whose steps it remembers.
 
     Args:
         model: the transformer.
@@ -71,42 +58,46 @@ class Denoiser:
         model: Transformer,
         states: States,
         positive: TextContext,
-        guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
+        guidance: Guidance | GuidanceBySigma = Guidance(),  # noqa: B008 (frozen)
         negative: TextContext | None = None,
     ):
-        if negative is None and Pass.NEGATIVE in guidance.passes():
+        if negative is None and guidance.negative:
             raise ValueError("classifier-free guidance needs the text of a negative prompt")
         self.model, self.guidance = model, guidance
         self.positive, self.negative = positive, negative
         video, audio = states
-        self.ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
+        ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
+        self.tables = [Tables(rope, self._attention_bias(state)) for rope, state in zip(ropes, states, strict=True)]
         self.previous = Latents(None, None)
+        self.momenta = (Momentum(), Momentum())
 
-    @property
-    def units(self) -> int:
-        """Evaluations per step, for progress."""
-        return len(self.guidance.passes()) * self.model.config.layers
+    def _attention_bias(self, state: LatentState | None) -> mx.array | None:
+        mask = None if state is None else state.attention_mask
+        return None if mask is None else self.model.attention_bias(mask)
 
-    def predict(self, states: States, sigma: float, step: int) -> Generator[float, None, Latents]:
+    def predict(self, states: States, sigma: float, step: int) -> Generator[float, None, Prediction]:
         """Predict x0 of both modalities at one noise level.
 
         Yields:
-            The fraction of the step that is done, after every evaluation.
+            The fraction of the prediction that is done, after every evaluation.
 
         Returns:
             float32 predictions, (B, T, C).
         """
-        params = (self.guidance.video, self.guidance.audio)
+        guidance = self.guidance.at(sigma)
+        params = (guidance.video, guidance.audio)
         skipped = [p.skips(step) for p in params]
         if all(skip or state is None for skip, state in zip(skipped, states, strict=True)):
-            return self.previous
+            return Prediction(self.previous, Latents(None, None))
         predictions: list[dict[Pass, mx.array]] = [{}, {}]
+        passes = guidance.passes()
+        units = len(passes) * self.model.config.layers
         done = 0
-        for kind, perturbation in self.guidance.passes().items():
+        for kind, perturbation in passes.items():
             text = self.negative if kind is Pass.NEGATIVE and self.negative is not None else self.positive
             inputs = [
-                _stream_input(state, sigma, context, rope, frozen)
-                for state, context, rope, frozen in zip(states, text, self.ropes, skipped, strict=True)
+                _stream_input(state, sigma, context, tables, frozen)
+                for state, context, tables, frozen in zip(states, text, self.tables, skipped, strict=True)
             ]
             forward = self.model.forward(inputs[0], inputs[1], [perturbation])
             while True:
@@ -118,22 +109,31 @@ class Denoiser:
                 done += 1
                 if done % BLOCKS_PER_EVALUATION == 0:
                     mx.eval(hidden)
-                    yield done / self.units
+                    yield done / units
             for found, state, given, velocity in zip(predictions, states, inputs, velocities, strict=True):
                 if state is not None and given is not None:
                     found[kind] = _to_x0(state, given, velocity)
         guided = [
-            last if skip else (p.combine(found) if found else None)
-            for p, found, skip, last in zip(params, predictions, skipped, self.previous, strict=True)
+            last if skip else (p.combine(found, momentum) if found else None)
+            for p, found, momentum, skip, last in zip(
+                params, predictions, self.momenta, skipped, self.previous, strict=True
+            )
         ]
         self.previous = Latents(*guided)
-        return self.previous
+        return Prediction(self.previous, Latents(*(found.get(Pass.NEGATIVE) for found in predictions)))
+
+
+class Tables(NamedTuple):
+    """What a stream is given that stays the same during a run."""
+
+    rope: StreamRope | None
+    attention_bias: mx.array | None
 
 
 def _stream_input(
-    state: LatentState | None, sigma: float, context: mx.array, rope: StreamRope | None, frozen: bool
+    state: LatentState | None, sigma: float, context: mx.array, tables: Tables, frozen: bool
 ) -> StreamInput | None:
-    if state is None or rope is None:
+    if state is None or tables.rope is None:
         return None
     values, index = state.levels()
     batch = state.latent.shape[0]
@@ -143,8 +143,9 @@ def _stream_input(
         sigma=mx.full((batch,), level),
         timesteps=mx.broadcast_to(mx.array(values * level)[None], (batch, len(values))),
         context=context,
-        rope=rope,
+        rope=tables.rope,
         level_of_token=None if index is None else mx.broadcast_to(mx.array(index)[None], (batch, len(index))),
+        attention_bias=tables.attention_bias,
         keyframes_mask=None if state.keyframes is None else mx.array(state.keyframes)[None],
         frozen=frozen,
     )
@@ -158,16 +159,45 @@ def _to_x0(state: LatentState, given: StreamInput, velocity: mx.array) -> mx.arr
     return state.latent - sigma * velocity.astype(mx.float32)
 
 
-def euler_step(latent: mx.array, x0: mx.array, sigma: float, next_sigma: float) -> mx.array:
-    """From one noise level to the next along the straight line through ``x0``, float32."""
-    velocity = (latent - x0) / sigma
-    return latent + velocity * (next_sigma - sigma)
+class Predictor(Protocol):
+    """What the loop asks for predictions: a :class:`Denoiser`."""
+
+    def predict(self, states: States, sigma: float, step: int) -> Generator[float, None, Prediction]: ...
+
+
+class _Asking:
+    """What a sampler asks during one step, with progress over all that it will ask."""
+
+    def __init__(self, denoiser: Predictor, phase: str, step: Step, total: int, evaluations: int):
+        self.denoiser, self.phase = denoiser, phase
+        self.step, self.total, self.evaluations = step, total, evaluations
+        self.asked = 0
+        self.x0 = Latents(None, None)
+
+    def __call__(self, states: States, sigma: float, index: int) -> Generator[Event, None, Prediction]:
+        prediction = self.denoiser.predict(states, sigma, index)
+        while True:
+            try:
+                fraction = next(prediction)
+            except StopIteration as end:
+                x0, negative = end.value
+                break
+            done = self.step.index + (self.asked + fraction) / self.evaluations
+            yield Progress(self.phase, done, self.total)
+        self.asked += 1
+        self.x0 = Latents(*(_keep_given(state, predicted) for state, predicted in zip(states, x0, strict=True)))
+        return Prediction(self.x0, negative)
 
 
 def denoise(
-    denoiser: Denoiser, states: States, sigmas: Sequence[float], grids: Grids, phase: str
+    denoiser: Predictor,
+    states: States,
+    sigmas: Sequence[float],
+    grids: Grids,
+    phase: str,
+    sampler: Sampler | None = None,
 ) -> Generator[Event, None, States]:
-    """Move both modalities through the schedule with Euler steps.
+    """Move both modalities through the schedule.
 
     Args:
         denoiser: made for these states.
@@ -175,6 +205,7 @@ def denoise(
         sigmas: falling noise levels; the last is normally 0.
         grids: for the predictions in events.
         phase: name of the phase in events.
+        sampler: how a step is made, new for this run; :class:`Euler` if None.
 
     Yields:
         :class:`Progress` at evaluations and :class:`StepDone` after every step.
@@ -182,31 +213,18 @@ def denoise(
     Returns:
         The states at the last sigma.
     """
+    sampler = Euler() if sampler is None else sampler
     total = len(sigmas) - 1
-    for step, (sigma, next_sigma) in enumerate(itertools.pairwise(float(s) for s in sigmas)):
+    for index, (sigma, next_sigma) in enumerate(itertools.pairwise(float(s) for s in sigmas)):
         started = time.perf_counter()
-        prediction = denoiser.predict(states, sigma, step)
-        while True:
-            try:
-                fraction = next(prediction)
-            except StopIteration as end:
-                x0 = end.value
-                break
-            yield Progress(phase, step + fraction, total)
-        x0 = Latents(*(_keep_given(state, predicted) for state, predicted in zip(states, x0, strict=True)))
-        states = States(*(_advance(s, p, sigma, next_sigma) for s, p in zip(states, x0, strict=True)))
+        step = Step(index, sigma, next_sigma)
+        asking = _Asking(denoiser, phase, step, total, sampler.evaluations(step))
+        states = yield from sampler.step(states, step, asking)
         mx.eval([state.latent for state in states if state is not None])
-        latents = grids.unpatchify(x0)
-        yield StepDone(phase, step + 1, total, next_sigma, time.perf_counter() - started, latents.video, latents.audio)
+        latents = grids.unpatchify(asking.x0)
+        yield StepDone(phase, index + 1, total, next_sigma, time.perf_counter() - started, latents.video, latents.audio)
     return states
 
 
 def _keep_given(state: LatentState | None, predicted: mx.array | None) -> mx.array | None:
     return None if state is None or predicted is None else state.keep_given(predicted)
-
-
-def _advance(state: LatentState | None, x0: mx.array | None, sigma: float, next_sigma: float) -> LatentState | None:
-    """One step of a modality; one that is absent or was not predicted stays as it is."""
-    if state is None or x0 is None:
-        return state
-    return replace(state, latent=euler_step(state.latent, x0, sigma, next_sigma))

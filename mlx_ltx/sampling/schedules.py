@@ -13,6 +13,8 @@ BASE_SHIFT, MAX_SHIFT = 0.95, 2.05
 # What the distilled models were trained on; no other sigmas work with them.
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 REFINEMENT = (0.909375, 0.725, 0.421875, 0.0)
+# Refinement of a clip in overlapping tiles, which starts lower because the tiles must agree.
+TILED_REFINEMENT = (0.625, 0.4, 0.0)
 
 
 def ltx2_schedule(steps: int, tokens: int = MAX_TOKENS, terminal: float | None = 0.1) -> np.ndarray:

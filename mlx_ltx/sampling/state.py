@@ -4,12 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.noise import Noise
+
+
+@dataclass(frozen=True)
+class AttentionGroups:
+    """How strongly tokens attend to each other, as two numbers per token instead of a (T, T) table.
+
+    Within a group tokens attend to each other fully. The clip's own tokens and a token of another group attend to each
+    other with that token's strength. Groups other than the clip's do not see each other.
+
+    Attributes:
+        group: int32 (T,), 0 for the clip's own tokens.
+        strength: float32 (T,) in [0, 1], 1 for the clip's own tokens.
+    """
+
+    group: np.ndarray
+    strength: np.ndarray
+
+    @classmethod
+    def before_any(cls, own: int, appended: int) -> AttentionGroups:
+        """Full attention: ``own`` tokens of the clip, and what was appended so far as one group."""
+        group = np.repeat(np.array([0, 1], np.int32), [own, appended])
+        return cls(group, np.ones(own + appended, np.float32))
+
+    def extended(self, strength: np.ndarray) -> AttentionGroups:
+        """With one more group, of tokens of this strength."""
+        if not ((strength >= 0) & (strength <= 1)).all():
+            raise ValueError("attention strengths must lie between 0 and 1")
+        group = np.full(len(strength), self.group.max() + 1, np.int32)
+        return AttentionGroups(np.append(self.group, group), np.append(self.strength, strength.astype(np.float32)))
+
+    def matrix(self) -> mx.array:
+        """float32 (T, T): how strongly the row's token attends to the column's."""
+        group, strength = mx.array(self.group), mx.array(self.strength)
+        own = group == 0
+        met = mx.where(own[:, None] | own[None], strength[:, None] * strength[None], 0.0)
+        return mx.where(group[:, None] == group[None], 1.0, met)
 
 
 @dataclass(frozen=True)
@@ -22,6 +59,7 @@ class LatentState:
         mask: float32 (T,), 1 where a token is generated, 0 where it is given, between for a strength between.
         positions: float32 (1, axes, T, 2), see :class:`VideoGrid` and :class:`AudioGrid`.
         keyframes: float32 (T,), 1 for tokens that encode a single pixel frame; None for audio.
+        groups: how strongly tokens attend to each other; None for fully.
         frozen: the modality is given as a whole; its noise level counts as 0.
     """
 
@@ -30,11 +68,17 @@ class LatentState:
     mask: np.ndarray
     positions: np.ndarray
     keyframes: np.ndarray | None = None
+    groups: AttentionGroups | None = None
     frozen: bool = False
 
     @property
     def tokens(self) -> int:
         return self.latent.shape[1]
+
+    @property
+    def attention_mask(self) -> mx.array | None:
+        """float32 (1, T, T) in [0, 1], how strongly tokens attend to each other; None for fully."""
+        return None if self.groups is None else self.groups.matrix()[None]
 
     def noised(self, noise: mx.array, scale: float = 1.0) -> LatentState:
         """Mix in noise (same shape as ``latent``) where the mask allows it; ``scale`` 1 leaves nothing else."""
@@ -53,71 +97,67 @@ class LatentState:
         values, index = np.unique(self.mask, return_inverse=True)
         return values, (index.astype(np.int32) if len(values) > 1 else None)
 
+    def freeze(self) -> LatentState:
+        """Given as a whole: nothing is generated, and the other modality sees it as free of noise."""
+        return replace(self, latent=self.clean, mask=np.zeros_like(self.mask), frozen=True)
 
-@dataclass(frozen=True)
-class ReplacedLatent:
-    """Given content for latent frames of the clip itself (an image at frame 0, say).
+    def appended(
+        self,
+        clean: mx.array,
+        positions: np.ndarray,
+        mask: float,
+        *,
+        latent: mx.array | None = None,
+        keyframe: bool = False,
+    ) -> LatentState:
+        """With tokens after the last one, which every token attends to fully (of a later group only the clip's own).
 
-    Attributes:
-        latent: (B, frames, H, W, C) normalised video latent of the clip's height and width.
-        frame: the latent frame where it begins.
-        strength: 1 keeps it as it is, 0 ignores it.
-    """
-
-    latent: mx.array
-    frame: int = 0
-    strength: float = 1.0
-
-    def apply(self, state: LatentState, grid: VideoGrid) -> LatentState:
-        frames, height, width, channels = self.latent.shape[1:]
-        if (height, width, channels) != (grid.height, grid.width, grid.channels) or self.frame + frames > grid.frames:
-            raise ValueError(f"a latent of shape {self.latent.shape} does not fit frame {self.frame} of {grid}")
-        first, last = self.frame * grid.tokens_per_frame, (self.frame + frames) * grid.tokens_per_frame
-        tokens = grid.patchify(self.latent).astype(mx.float32)
-        mask = state.mask.copy()
-        mask[first:last] = 1.0 - self.strength
-        clean = mx.concatenate([state.clean[:, :first], tokens, state.clean[:, last:]], axis=1)
-        return replace(state, clean=clean, mask=mask)
-
-
-@dataclass(frozen=True)
-class Keyframe:
-    """Given content at any pixel frame, as extra tokens that guide the clip's own.
-
-    Attributes:
-        latent: (B, frames, H, W, C) normalised video latent.
-        frame: index of the pixel frame that it stands at.
-        strength: 1 keeps it as it is, 0 ignores it.
-        pixel_frames: how many pixel frames the latent encodes; a single one occupies just its own frame's time.
-    """
-
-    latent: mx.array
-    frame: int
-    strength: float = 1.0
-    pixel_frames: int = 1
-
-    def apply(self, state: LatentState, grid: VideoGrid) -> LatentState:
-        frames, height, width = self.latent.shape[1:4]
-        own = replace(grid, frames=frames, height=height, width=width)
-        time = np.arange(frames)[:, None] * grid.time_scale + [0, grid.time_scale]
-        if self.frame == 0:  # only the clip's first frame has the causal offset
-            time = np.maximum(time + 1 - grid.time_scale, 0)
-        time = time + self.frame
-        if self.pixel_frames == 1:
-            time[:, 1] = time[:, 0] + 1
-        tokens = own.patchify(self.latent).astype(mx.float32)
-        count = tokens.shape[1]
+        Args:
+            clean: (B, N, C), what is given.
+            positions: float32 (1, axes, N, 2).
+            mask: of all new tokens.
+            latent: (B, N, C), what noise is mixed into; zeros if None.
+            keyframe: they encode single pixel frames that are generated.
+        """
+        clean = clean.astype(mx.float32)
+        count = clean.shape[1]
+        latent = mx.zeros_like(clean) if latent is None else latent.astype(mx.float32)
+        marks = np.full(count, float(keyframe), np.float32)
         return replace(
-            state,
-            latent=mx.concatenate([state.latent, mx.zeros_like(tokens)], axis=1),
-            clean=mx.concatenate([state.clean, tokens], axis=1),
-            mask=np.append(state.mask, np.full(count, 1.0 - self.strength, np.float32)),
-            positions=np.concatenate([state.positions, own.coordinates(time)], axis=2),
-            keyframes=None if state.keyframes is None else np.append(state.keyframes, np.zeros(count, np.float32)),
+            self,
+            latent=mx.concatenate([self.latent, latent], axis=1),
+            clean=mx.concatenate([self.clean, clean], axis=1),
+            mask=np.append(self.mask, np.full(count, mask, np.float32)),
+            positions=np.concatenate([self.positions, positions], axis=2),
+            keyframes=None if self.keyframes is None else np.append(self.keyframes, marks),
+            groups=None if self.groups is None else self.groups.extended(np.ones(count, np.float32)),
         )
 
 
-Conditioning = ReplacedLatent | Keyframe
+class Latents(NamedTuple):
+    """One array per modality; None for a modality that is not there."""
+
+    video: mx.array | None
+    audio: mx.array | None
+
+
+class States(NamedTuple):
+    """One state per modality; None for a modality that is not there."""
+
+    video: LatentState | None
+    audio: LatentState | None
+
+
+class Conditioning(Protocol):
+    """Something given of a clip's picture; see :mod:`mlx_ltx.sampling.conditioning`."""
+
+    def apply(self, state: LatentState, grid: VideoGrid) -> LatentState: ...
+
+
+class AudioConditioning(Protocol):
+    """Something given of a clip's sound; see :mod:`mlx_ltx.sampling.conditioning`."""
+
+    def apply(self, state: LatentState, grid: AudioGrid) -> LatentState: ...
 
 
 def video_state(
@@ -145,11 +185,22 @@ def video_state(
     return state
 
 
-def audio_state(grid: AudioGrid, initial: mx.array | None = None) -> LatentState:
-    """The state of a clip's sound before noise; ``initial`` is a (B, T, M, C) latent to refine."""
+def audio_state(
+    grid: AudioGrid, conditionings: Sequence[AudioConditioning] = (), initial: mx.array | None = None
+) -> LatentState:
+    """The state of a clip's sound before noise.
+
+    Args:
+        grid: the clip's latent grid.
+        conditionings: given content, applied in order.
+        initial: (B, T, M, C) latent to refine; zeros if None.
+    """
     shape = (1, grid.frames, grid.channels * grid.bins)
     tokens = mx.zeros(shape) if initial is None else grid.patchify(initial).astype(mx.float32)
-    return LatentState(latent=tokens, clean=tokens, mask=np.ones(grid.frames, np.float32), positions=grid.positions())
+    state = LatentState(latent=tokens, clean=tokens, mask=np.ones(grid.frames, np.float32), positions=grid.positions())
+    for conditioning in conditionings:
+        state = conditioning.apply(state, grid)
+    return state
 
 
 def add_noise(state: LatentState, noise: Noise, scale: float = 1.0) -> LatentState:

@@ -31,6 +31,7 @@ def stream_inputs(model: Transformer, golden: GoldenSet, case: str) -> tuple[Str
         if rope is None:
             return None
         keyframes = field(stream, "keyframes_mask")
+        strengths = field(stream, "attention_mask")
         return StreamInput(
             latent=field(stream, "latent"),
             sigma=field(stream, "sigma"),
@@ -38,7 +39,7 @@ def stream_inputs(model: Transformer, golden: GoldenSet, case: str) -> tuple[Str
             context=field(stream, "context"),
             rope=rope,
             context_mask=field(stream, "context_mask"),
-            attention_mask=field(stream, "attention_mask"),
+            attention_bias=None if strengths is None else model.attention_bias(strengths),
             keyframes_mask=None if keyframes is None else keyframes[..., 0],
         )
 

@@ -6,19 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import parity.sampling  # noqa: F401  (registers the runners)
-from mlx_ltx.sampling.geometry import VideoGrid
+from mlx_ltx.sampling.conditioning import Keyframe, ReplacedLatent
+from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.noise import Noise
-from mlx_ltx.sampling.state import Keyframe, ReplacedLatent, add_noise, video_state
+from mlx_ltx.sampling.state import add_noise, audio_state, video_state
 
 GRID = VideoGrid(3, 2, 3, 4, 8, 32, 24.0)
 IMAGE = mx.random.normal((1, 1, 2, 3, 4), key=mx.random.key(0))
-
-
-def test_parity(compare_golden):
-    """Measured: at most 7e-8."""
-    for result in compare_golden("conditioning"):
-        assert result.error < 1e-6, f"{result.case} {result.tensor}"
 
 
 @given(strength=st.floats(0, 1), frame=st.integers(0, 2))
@@ -65,3 +59,13 @@ def test_given_content_survives_prediction():
     kept = state.keep_given(mx.ones(state.latent.shape))
     assert mx.array_equal(GRID.unpatchify(kept)[:, 0], IMAGE[:, 0])
     assert (kept[:, GRID.tokens_per_frame :] == 1).all()
+
+
+@given(scale=st.floats(0, 1))
+def test_a_frozen_state_takes_no_noise(scale):
+    grid = AudioGrid(5, 2, 3)
+    sound = mx.random.normal((1, 5, 2, 3), key=mx.random.key(2))
+    state = add_noise(audio_state(grid, initial=sound).freeze(), Noise(0), scale)
+    assert state.frozen
+    assert mx.array_equal(grid.unpatchify(state.latent), sound)
+    assert state.levels()[0].tolist() == [0]
