@@ -1,7 +1,7 @@
-"""Output files that appear complete or not at all.
+"""Output files, and folders of frames, that appear complete or not at all.
 
-The work goes into a hidden file beside the target and takes the target's name only when it is complete, so nobody ever
-sees half a clip, and a failed or cancelled run leaves what was there before.
+The work goes into a hidden file or folder beside the target and takes the target's name only when it is complete, so
+nobody ever sees half a clip, and a failed or cancelled run leaves what was there before.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -45,6 +46,37 @@ def check_output(path: str | os.PathLike[str], force: bool = False) -> None:
         if not force:
             raise UserError(f"{path}: already exists; give another name, or replace it with --force")
         _check_folder(path)
+
+
+def check_output_folder(path: str | os.PathLike[str], suffix: str, force: bool = False) -> None:
+    """Find out before any work whether a folder of files can be made at ``path``; changes nothing.
+
+    Args:
+        suffix: of the files that it will hold, as ".exr".
+        force: a folder that exists may be replaced, if it holds nothing but such files.
+
+    Raises:
+        UserError: the path exists (and may not be replaced), or lies where nothing can be made.
+    """
+    path = Path(path)
+    try:
+        if not os.path.lexists(path):
+            _check_folder(path)
+            return
+        if path.is_symlink() or not path.is_dir():
+            raise UserError(f"{path}: is not a folder; give another name")
+        if not force:
+            raise UserError(f"{path}: already exists; give another name, or replace it with --force")
+        other = next((entry.name for entry in os.scandir(path) if not _is_ours(entry, suffix)), None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    if other is not None:
+        raise UserError(f"{path}: holds {other} and not only {suffix} files, so it will not be replaced")
+    _check_folder(path)
+
+
+def _is_ours(entry: os.DirEntry[str], suffix: str) -> bool:
+    return entry.is_file(follow_symlinks=False) and entry.name.lower().endswith(suffix)
 
 
 def _check_folder(path: Path) -> None:
@@ -93,6 +125,35 @@ def atomic_output(path: str | os.PathLike[str], force: bool = False) -> Iterator
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], suffix: str, force: bool = False) -> Iterator[Path]:
+    """Give the block an empty folder to fill with files; it becomes ``path`` when the block succeeds.
+
+    As :func:`atomic_output`, for a folder; ``suffix`` and ``force`` as in :func:`check_output_folder`.
+
+    Raises:
+        UserError: as :func:`check_output_folder`; no room on the disk; or the name was taken meanwhile (the finished
+            folder is then kept under a name beside it, which the message says).
+    """
+    check_output_folder(path, suffix, force)
+    path = Path(path)
+    partial = path.parent / f".{path.name[:50]}.{secrets.token_hex(4)}.partial"
+    try:
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                _sync(file)
+            _publish_folder(partial, path, suffix, force)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        described = output_error(error, path, partial)
+        if described is None:
+            raise
+        raise described from error
+
+
 def output_error(error: OSError, path: Path, partial: Path) -> UserError | None:
     """The one-line message for an error that hit while writing ``path``; None if it is not about that file.
 
@@ -128,3 +189,21 @@ def _publish(partial: Path, path: Path, force: bool) -> None:
     spare = path.with_name(f"{path.stem}-{secrets.token_hex(3)}{path.suffix}")
     os.rename(partial, spare)
     raise UserError(f"{path}: another file took this name meanwhile; the new one is {spare}")
+
+
+def _publish_folder(partial: Path, path: Path, suffix: str, force: bool) -> None:
+    old = path.with_name(partial.name.removesuffix(".partial") + ".old")
+    if force and os.path.lexists(path):
+        check_output_folder(path, suffix, force)  # it may have changed since
+        os.rename(path, old)
+    try:
+        if os.path.lexists(path):
+            spare = path.with_name(f"{path.name}-{secrets.token_hex(3)}")
+            os.rename(partial, spare)
+            raise UserError(f"{path}: another folder took this name meanwhile; the new one is {spare}")
+        os.rename(partial, path)
+    except BaseException:
+        if old.exists() and not os.path.lexists(path):
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,12 +29,26 @@ class ContactSheet:
         frames: how many frames will come.
         fps: frames per second, for the times on the labels.
         cells: how many frames to show at most; the first and the last are always among them.
+        title: what stands above the frames; None for nothing.
+        waveform: sound to draw below, (samples, channels) in [-1, 1], over the length of the picture.
+        rate: its samples per second.
     """
 
-    def __init__(self, frames: int, fps: float | Fraction, cells: int = 12):
+    def __init__(
+        self,
+        frames: int,
+        fps: float | Fraction,
+        cells: int = 12,
+        title: str | None = None,
+        waveform: np.ndarray | None = None,
+        rate: int | None = None,
+    ):
         if frames < 1 or cells < 1 or not fps > 0:
             raise ValueError(f"need at least one frame and one cell and a positive fps, not {frames}, {cells}, {fps}")
+        if waveform is not None and (rate is None or waveform.ndim != 2):
+            raise ValueError("a waveform must be (samples, channels) and needs its rate")
         self.fps = float(fps)
+        self.title, self._waveform, self._rate = title, waveform, rate
         self._wanted = set(evenly_spaced(frames, cells))
         self._seen = 0
         self._thumbnails: list[tuple[int, Image.Image]] = []
@@ -46,25 +60,15 @@ class ContactSheet:
                 self._thumbnails.append((self._seen, _thumbnail(Image.fromarray(frame))))
             self._seen += 1
 
-    def draw(
-        self,
-        columns: int | None = None,
-        labels: bool = True,
-        waveform: np.ndarray | None = None,
-        rate: int | None = None,
-    ) -> Image.Image:
+    def draw(self, columns: int | None = None, labels: bool = True) -> Image.Image:
         """The sheet as an RGB image.
 
         Args:
             columns: thumbnails side by side; None makes the sheet about as wide as 16:9.
             labels: write each frame's time under it.
-            waveform: sound to draw below, (samples, channels) in [-1, 1], over the length of the picture.
-            rate: its samples per second.
         """
         if not self._thumbnails:
             raise ValueError("no frames were added")
-        if waveform is not None and (rate is None or waveform.ndim != 2):
-            raise ValueError("a waveform must be (samples, channels) and needs its rate")
         count = len(self._thumbnails)
         cell_width = max(image.width for _, image in self._thumbnails)
         cell_width = max(cell_width, 60) if labels else cell_width  # a narrow picture still needs room for its time
@@ -80,59 +84,54 @@ class ContactSheet:
         rows = math.ceil(count / columns)
         width = columns * (cell_width + _GAP) + _GAP
         height = rows * (cell_height + _GAP) + _GAP
-        strip_height = _WAVEFORM_HEIGHT + _GAP if waveform is not None else 0
-        sheet = Image.new("RGB", (width, height + strip_height), _BACKGROUND)
+        title_height = 24 if self.title else 0
+        strip_height = _WAVEFORM_HEIGHT + _GAP if self._waveform is not None else 0
+        sheet = Image.new("RGB", (width, title_height + height + strip_height), _BACKGROUND)
         draw = ImageDraw.Draw(sheet)
+        if self.title:
+            title = _shortened(self.title, width - 2 * _GAP, font)
+            draw.text((_GAP + 2, _GAP + title_height / 2), title, fill=_LABEL, font=font, anchor="lm")
         for cell, (index, image) in enumerate(self._thumbnails):
             left = _GAP + cell % columns * (cell_width + _GAP)
-            top = _GAP + cell // columns * (cell_height + _GAP)
+            top = title_height + _GAP + cell // columns * (cell_height + _GAP)
             sheet.paste(image, (left, top))
             if labels:
                 text = f"{index / self.fps:.2f} s"
                 draw.text((left + 2, top + image.height + label_height / 2), text, fill=_LABEL, font=font, anchor="lm")
-        if waveform is not None and rate is not None:
-            samples = round(self._seen / self.fps * rate)
-            strip = _draw_waveform(waveform[:samples], samples, width - 2 * _GAP, _WAVEFORM_HEIGHT)
-            sheet.paste(strip, (_GAP, height))
+        if self._waveform is not None and self._rate is not None:
+            samples = round(self._seen / self.fps * self._rate)
+            strip = _draw_waveform(self._waveform[:samples], samples, width - 2 * _GAP, _WAVEFORM_HEIGHT)
+            sheet.paste(strip, (_GAP, title_height + height))
         return sheet
 
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        columns: int | None = None,
-        labels: bool = True,
-        waveform: np.ndarray | None = None,
-        rate: int | None = None,
-        force: bool = False,
-    ) -> None:
-        """Write the sheet (see :meth:`draw`) as PNG.
 
-        Raises:
-            UserError: another suffix, or the file cannot be written.
-        """
-        path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise UserError(f"{path}: a contact sheet is written as .png; give a name that ends in .png")
-        sheet = self.draw(columns, labels, waveform, rate)
-        with atomic_output(path, force) as partial:
-            sheet.save(partial, format="PNG")
+def save_sheets(sheets: Sequence[ContactSheet], path: str | os.PathLike[str], force: bool = False) -> None:
+    """Write one or more sheets, below each other, as PNG.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: a contact sheet is written as .png; give a name that ends in .png")
+    images = [sheet.draw() for sheet in sheets]
+    whole = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), _BACKGROUND)
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    with atomic_output(path, force) as partial:
+        whole.save(partial, format="PNG")
 
 
-def contact_sheet(
-    frames: np.ndarray | list[np.ndarray],
-    path: str | os.PathLike[str],
-    fps: float | Fraction,
-    cells: int = 12,
-    columns: int | None = None,
-    labels: bool = True,
-    waveform: np.ndarray | None = None,
-    rate: int | None = None,
-    force: bool = False,
-) -> None:
-    """The contact sheet of a clip in memory, (n, H, W, 3) uint8; see :class:`ContactSheet` for one that is streamed."""
-    sheet = ContactSheet(len(frames), fps, cells)
-    sheet.add(frames)
-    sheet.save(path, columns, labels, waveform, rate, force)
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """One line of text that is at most so many pixels wide."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
 
 
 def evenly_spaced(frames: int, cells: int) -> list[int]:

@@ -280,7 +280,7 @@ def test_an_error_of_the_encoder_reaches_the_caller(tmp_path, monkeypatch):
     def full(self, pixels):
         raise av.error.OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlx_ltx.media.video._Mp4.add_frame", full)
+    monkeypatch.setattr("mlx_ltx.media.video.Mp4.add_frame", full)
     path = tmp_path / "clip.mp4"
     with pytest.raises(UserError, match="disk is full"), VideoWriter(path, 64, 48, 24) as writer:  # noqa: PT012
         for _ in range(100):
@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_at_the_very_end(tmp_path, monkeypatch):
     def full(self):
         raise av.error.OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlx_ltx.media.video._Mp4.close", full)
+    monkeypatch.setattr("mlx_ltx.media.video.Mp4.finish", full)
     with pytest.raises(UserError, match="disk is full"), VideoWriter(tmp_path / "clip.mp4", 64, 48, 24) as writer:
         writer.write_frames(moving(1))
     assert not list(tmp_path.iterdir())
@@ -307,7 +307,7 @@ def test_the_queue_is_bounded(tmp_path, monkeypatch):
         encoded.append(1)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr("mlx_ltx.media.video._Mp4.add_frame", slow)
+    monkeypatch.setattr("mlx_ltx.media.video.Mp4.add_frame", slow)
     threading.Timer(0.3, release.set).start()
     started = time.perf_counter()
     path = tmp_path / "clip.mp4"

@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import numpy as np
-import parity.audio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import GoldenSet, runner_for
 
+import parity.audio
 from mlx_ltx.media.resample import resample
+from parity import GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
