@@ -16,7 +16,9 @@ from mlx_ltx.events import (
     Phase,
     PhaseStarted,
     Progress,
+    PromptEnhanced,
     StepDone,
+    TextStreamed,
     Warned,
 )
 
@@ -29,15 +31,42 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
+class Text:
+    """Shows streamed text as it comes, and ends its line before anything else is shown."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self._open = False
+
+    def show(self, text: str) -> None:
+        print(text, end="", file=self.stream, flush=True)
+        self._open = not text.endswith("\n")
+
+    def end(self) -> None:
+        if self._open:
+            print(file=self.stream, flush=True)
+            self._open = False
+
+
 class Quiet:
-    """Shows warnings only."""
+    """Shows warnings only; streamed text too if it is given a place for that."""
+
+    def __init__(self, text: TextIO | None = None):
+        self._text = Text(text) if text is not None else None
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Warned):
+        if isinstance(event, TextStreamed):
+            if self._text is not None:
+                self._text.show(event.text)
+        elif isinstance(event, PromptEnhanced):
+            self.close()
+        elif isinstance(event, Warned):
+            self.close()
             print(f"mlx_ltx: {event.message}", file=sys.stderr)
 
     def close(self) -> None:
-        pass
+        if self._text is not None:
+            self._text.end()
 
 
 class JsonLines:
@@ -57,13 +86,18 @@ class JsonLines:
 
 
 class Lines:
-    """A line per phase and per denoising step, for logs and pipes."""
+    """A line per phase and per denoising step, for logs and pipes; streamed text as it comes, to ``text`` if given."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: TextIO | None = None, text: TextIO | None = None):
         self._stream = stream or sys.stderr
+        self._text = Text(text or self._stream)
 
     def show(self, event: Event) -> None:
-        if isinstance(event, PhaseStarted):
+        if isinstance(event, TextStreamed):
+            self._text.show(event.text)
+        elif isinstance(event, PromptEnhanced):
+            self._text.end()
+        elif isinstance(event, PhaseStarted):
             self._print(event.phase.title)
         elif isinstance(event, StepDone):
             self._print(f"  step {event.step} of {event.total}: {event.seconds:.1f} s")
@@ -75,23 +109,30 @@ class Lines:
             self._print(summary(event))
 
     def close(self) -> None:
-        pass
+        self._text.end()
 
     def _print(self, text: str) -> None:
+        self._text.end()
         print(text, file=self._stream, flush=True)
 
 
 class Bars:
-    """A progress bar per phase, for terminals."""
+    """A progress bar per phase, for terminals; streamed text takes the place of the bar, on ``text`` if given."""
 
     FORMAT = "{desc:<42.42} {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}]"
     UNKNOWN = "{desc:<42.42} [{elapsed}]"
 
-    def __init__(self) -> None:
+    def __init__(self, text: TextIO | None = None) -> None:
         self._bar: tqdm[Any] | None = None
+        self._text = Text(text or sys.stderr)
 
     def show(self, event: Event) -> None:
-        if isinstance(event, PhaseStarted):
+        if isinstance(event, TextStreamed):
+            self._end_bar()
+            self._text.show(event.text)
+        elif isinstance(event, PromptEnhanced):
+            self._text.end()
+        elif isinstance(event, PhaseStarted):
             self._start(event.phase)
         elif isinstance(event, Progress) and self._bar is not None:
             if event.total is not None and self._bar.total != event.total:
@@ -102,36 +143,47 @@ class Bars:
         elif isinstance(event, MemorySeen):
             self.close()
         elif isinstance(event, Warned):
-            tqdm.write(f"mlx_ltx: {event.message}", file=sys.stderr)
+            self._write(f"mlx_ltx: {event.message}")
         elif isinstance(event, FileWritten):
-            tqdm.write(f"wrote {event.path} ({event.kind})", file=sys.stderr)
+            self._write(f"wrote {event.path} ({event.kind})")
         elif isinstance(event, Finished):
-            tqdm.write(summary(event), file=sys.stderr)
+            self._write(summary(event))
 
     def _start(self, phase: Phase) -> None:
         self.close()
         form = self.UNKNOWN if phase.total is None else self.FORMAT
         self._bar = tqdm(total=phase.total, desc=phase.title, bar_format=form, dynamic_ncols=True, file=sys.stderr)
 
-    def close(self) -> None:
+    def _write(self, line: str) -> None:
+        self._text.end()
+        tqdm.write(line, file=sys.stderr)
+
+    def _end_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
+    def close(self) -> None:
+        self._end_bar()
+        self._text.end()
+
 
 def summary(event: Finished) -> str:
     """What was made, in one line."""
+    what = f"{len(event.clips)} clips of " if len(event.clips) > 1 else ""
+    picture = f"{event.width}x{event.height}, {event.frames} frames at {event.fps:g} fps ({event.duration:.2f} s)"
     sound = f", {event.sample_rate / 1000:g} kHz stereo" if event.sample_rate else ", silent"
-    return (
-        f"{event.width}x{event.height}, {event.frames} frames at {event.fps:g} fps ({event.duration:.2f} s){sound}, "
-        f"seed {event.seed}: {event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"
-    )
+    seeds = ", ".join(map(str, dict.fromkeys(clip.seed for clip in event.clips)))
+    return f"{what}{picture}{sound}, seed {seeds}: {event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"
 
 
-def choose(quiet: bool, as_json: bool) -> Display:
-    """The display that suits the flags and the terminal."""
+def choose(quiet: bool, as_json: bool, text: TextIO | None = None) -> Display:
+    """The display that suits the flags and the terminal.
+
+    ``text`` is where streamed text goes, even with ``quiet``, when it is what was asked for; JSON holds it anyway.
+    """
     if as_json:
         return JsonLines()
     if quiet:
-        return Quiet()
-    return Bars() if sys.stderr.isatty() else Lines()
+        return Quiet(text)
+    return Bars(text) if sys.stderr.isatty() else Lines(text=text)

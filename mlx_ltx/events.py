@@ -36,8 +36,7 @@ class Event:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data with the event's name first, for JSON lines."""
-        data = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        return {"event": type(self).__name__, **data}
+        return {"event": type(self).__name__, **_plain(asdict(self))}
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,22 @@ class Warned(Event):
     """Something that the user should know and that does not stop the job."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class TextStreamed(Event):
+    """The next piece of a prompt that is being written; all pieces up to :class:`PromptEnhanced` joined are its text."""
+
+    phase: str
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptEnhanced(Event):
+    """The text model has rewritten the prompt ``original``; the clip is made from ``prompt``."""
+
+    prompt: str
+    original: str
 
 
 @dataclass(frozen=True)
@@ -120,19 +135,31 @@ class FileWritten(Event):
 
 
 @dataclass(frozen=True)
+class Clip:
+    """One finished clip; a path is None for what was not asked for."""
+
+    prompt: str
+    seed: int
+    video_path: Path | None = None
+    audio_path: Path | None = None
+    exr_path: Path | None = None
+    hdr_path: Path | None = None
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The last event of a job that succeeded.
 
     Attributes:
-        video_path, audio_path, contact_sheet_path: what was written; None for what was not asked for.
-        seed: the seed that was used.
+        clips: what was made, in order.
+        contact_sheet_path: a picture of all of it, if asked for.
+        width, height, frames, fps, duration, sample_rate: of each clip; ``sample_rate`` is None without sound.
         seconds: from the first event to this one.
+        peak_bytes: the most memory that MLX had in use.
     """
 
-    video_path: Path | None
-    audio_path: Path | None
+    clips: tuple[Clip, ...]
     contact_sheet_path: Path | None
-    seed: int
     width: int
     height: int
     frames: int
@@ -141,3 +168,26 @@ class Finished(Event):
     sample_rate: int | None
     seconds: float
     peak_bytes: int
+
+    @property
+    def video_path(self) -> Path | None:
+        """The (first) clip's video file."""
+        return self.clips[0].video_path
+
+    @property
+    def audio_path(self) -> Path | None:
+        """The (first) clip's sound file."""
+        return self.clips[0].audio_path
+
+    def to_json(self) -> dict[str, Any]:
+        # The first clip's path also stands at the top, for hosts that make one clip at a time.
+        return {"event": "Finished", "video_path": _plain(self.video_path), **_plain(asdict(self))}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

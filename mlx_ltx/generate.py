@@ -14,7 +14,22 @@ from typing import Any, NoReturn
 
 from mlx_ltx import display
 from mlx_ltx.errors import UserError
-from mlx_ltx.request import DEFAULT_FPS, DEFAULT_SEED, DTYPES, ImageInput, Request
+from mlx_ltx.request import (
+    COLOUR_SPACES,
+    DEFAULT_FPS,
+    DEFAULT_SEED,
+    DTYPES,
+    FITS,
+    REGENERATE,
+    SAMPLERS,
+    UPSCALE,
+    ImageInput,
+    LoraInput,
+    Request,
+    Segment,
+    VideoInput,
+    flag,
+)
 from mlx_ltx.version import __version__
 
 EXAMPLES = """\
@@ -33,19 +48,48 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
-class ImageAction(argparse.Action):
-    """``--image PATH [FRAME [STRENGTH]]``, repeatable."""
+class Tuples(argparse.Action):
+    """A flag with some values, repeatable; ``const`` makes one thing of each use's values."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        assert callable(self.const)
         try:
-            left_out = ["0", "1.0"][len(values) - 1 :]
-            path, frame, strength = list(values) + left_out
-            image = ImageInput(Path(path), int(frame), float(strength))
-        except ValueError:
-            parser.error(
-                f"--image {' '.join(values)}: give PATH, then a whole frame number, then a strength from 0 to 1"
-            )
-        namespace.images = (*(getattr(namespace, "images", None) or ()), image)
+            made = self.const(*values)
+        except (TypeError, ValueError):
+            parser.error(f"{option_string} {' '.join(values)}: give {self.form()}")
+        setattr(namespace, self.dest, (*(getattr(namespace, self.dest, None) or ()), made))
+
+    def form(self) -> str:
+        return " ".join(self.metavar) if isinstance(self.metavar, tuple) else str(self.metavar)
+
+
+class Single(Tuples):
+    """The same for a flag that is given once."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        (made,) = getattr(namespace, self.dest)[-1:]
+        setattr(namespace, self.dest, made)
+
+
+def _image(path: str, frame: str = "0", strength: str = "1", crf: str | None = None) -> ImageInput:
+    return ImageInput(Path(path), int(frame), float(strength), None if crf is None else int(crf))
+
+
+def _video(path: str, strength: str = "1") -> VideoInput:
+    return VideoInput(Path(path), float(strength))
+
+
+def _lora(source: str, strength: str = "1", stage: str | None = None) -> LoraInput:
+    return LoraInput(source, float(strength), None if stage is None else int(stage))
+
+
+def _distilled_lora(source: str, strength: str = "1") -> LoraInput:
+    return LoraInput(source, float(strength))
+
+
+def _segment(text: str, seconds: str) -> Segment:
+    return Segment(text, float(seconds))
 
 
 def build_parser() -> Parser:
@@ -53,100 +97,234 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="mlx_ltx.generate",
         usage="python -m mlx_ltx.generate --prompt TEXT --output FILE.mp4 [flags]",
-        description="Make a video with synchronised stereo sound from text and images.",
+        description="Make a video with synchronised stereo sound from text, images, sound or video.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what to make")
-    prompt = what.add_mutually_exclusive_group()
+    _add_what(parser.add_argument_group("what to make"))
+    _add_model(parser.add_argument_group("with which model, and how"))
+    _add_sources(parser.add_argument_group("from sound or video"))
+    _add_guidance(parser.add_argument_group("guidance (models that were not distilled)"))
+    _add_outputs(parser.add_argument_group("what to write"))
+    _add_reports(parser.add_argument_group("what to say"))
+    return parser
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", "-p", metavar="TEXT", help="what is seen and heard; - reads it from standard input")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file")
-    what.add_argument(
-        "--image",
-        action=ImageAction,
-        nargs="+",
-        metavar=("PATH", "FRAME STRENGTH"),
-        dest="images",
-        help="show this image at a frame (0, the first) with a strength (1); may be repeated",
+    prompt.add_argument("--prompts-file", type=Path, metavar="FILE", help="one clip for each line of a file")
+    prompt.add_argument(
+        "--segment",
+        action=Tuples,
+        const=_segment,
+        nargs=2,
+        dest="segments",
+        metavar=("TEXT", "SECONDS"),
+        help="a prompt for a part of the clip; repeat it for the parts that follow",
     )
-    what.add_argument("--no-audio", dest="audio", action="store_false", help="make a silent clip")
-    what.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 32, or of 64 in two stages")
-    what.add_argument("--height", type=int, metavar="PIXELS", help="likewise")
-    length = what.add_mutually_exclusive_group()
+    group.add_argument("--enhance-prompt", action="store_true", help="let the text model rewrite the prompt first")
+    group.add_argument(
+        "--image",
+        action=Tuples,
+        const=_image,
+        nargs="+",
+        dest="images",
+        metavar=("PATH", "FRAME STRENGTH CRF"),
+        help="show this image at a frame (0, the first) with a strength (1), compressed first (33); may be repeated",
+    )
+    group.add_argument("--fit", choices=FITS, help="how images and videos fill the picture (crop)")
+    group.add_argument("--no-audio", dest="audio", action="store_false", help="make a silent clip")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 32, or of 64 in two stages")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="likewise")
+    length = group.add_mutually_exclusive_group()
     length.add_argument("--num-frames", "-n", type=int, metavar="N", help="frames, 8k+1 (121)")
     length.add_argument("--duration", type=float, metavar="SECONDS", help="instead, rounded to such a number of frames")
-    what.add_argument("--fps", "--frame-rate", type=float, metavar="N", help=f"frames per second ({DEFAULT_FPS:g})")
-    what.add_argument("--seed", type=int, metavar="N", help=f"another seed, another clip ({DEFAULT_SEED})")
+    group.add_argument("--fps", "--frame-rate", type=float, metavar="N", help=f"frames per second ({DEFAULT_FPS:g})")
+    group.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help=f"another seed, another clip ({DEFAULT_SEED}); several make several",
+    )
 
-    model = parser.add_argument_group("with which model")
-    model.add_argument(
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--model",
         "-m",
         metavar="NAME|PATH|HUB_ID",
         help="a name (python -m mlx_ltx.checkpoints list), a checkpoint or folder, or owner/name on the hub; "
         "by default the best model on this machine",
     )
-    model.add_argument("--pipeline", metavar="NAME", help="distilled or one-stage; by default what suits the model")
-    model.add_argument("--text-encoder", metavar="PATH|HUB_ID", help="a Gemma 3 folder other than the model's own")
-    model.add_argument("--spatial-upsampler", metavar="FILE", help="a latent x2 upsampler other than the model's own")
-    model.add_argument("--dtype", choices=DTYPES, help="precision (auto: bfloat16, or float32 on the CPU backend)")
+    group.add_argument(
+        "--pipeline", metavar="NAME", help="one of those below; by default distilled or one-stage, as suits the model"
+    )
+    group.add_argument(
+        "--guided",
+        action=argparse.BooleanOptionalAction,
+        help="denoise with guidance, or as distilled models do, where a pipeline can do both",
+    )
+    group.add_argument(
+        "--lora",
+        action=Tuples,
+        const=_lora,
+        nargs="+",
+        dest="loras",
+        metavar=("PATH|HUB_ID[:FILE]", "STRENGTH STAGE"),
+        help="a LoRA with a strength (1), in one of two stages only if you like; may be repeated",
+    )
+    group.add_argument("--camera", metavar="MOVE", help="a camera move by its LoRA, such as dolly-in or static")
+    group.add_argument(
+        "--distilled-lora",
+        action=Single,
+        const=_distilled_lora,
+        nargs="+",
+        metavar=("PATH|HUB_ID[:FILE]", "STRENGTH"),
+        help="what lets a full model refine in few steps; by default the model's own",
+    )
+    group.add_argument("--text-encoder", metavar="PATH|HUB_ID", help="a Gemma 3 folder other than the model's own")
+    group.add_argument("--spatial-upsampler", metavar="FILE", help="a latent x2 upsampler other than the model's own")
+    group.add_argument("--temporal-upsampler", metavar="FILE", help="a latent upsampler for twice the frames")
+    group.add_argument("--dtype", choices=DTYPES, help="precision (auto: bfloat16, or float32 on the CPU backend)")
 
-    guided = parser.add_argument_group("guidance (the one-stage pipeline)")
-    guided.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help="denoising steps (30 or 40)")
-    guided.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+
+def _add_sources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--audio-path", type=Path, metavar="FILE", help="a2v: the sound to make a picture for")
+    group.add_argument(
+        "--audio-start-time", dest="audio_start", type=float, metavar="SECONDS", help="from there on (0)"
+    )
+    group.add_argument(
+        "--audio-max-duration", dest="audio_length", type=float, metavar="SECONDS", help="no more of it than this"
+    )
+    group.add_argument("--video-path", type=Path, metavar="FILE", help="retake, extend, upscale: the clip to work on")
+    group.add_argument("--start-time", type=float, metavar="SECONDS", help="retake: begin of the part to make anew")
+    group.add_argument("--end-time", type=float, metavar="SECONDS", help="retake: its end")
+    group.add_argument("--regenerate", choices=REGENERATE, help="retake: what of that part (both)")
+    group.add_argument(
+        "--whole-decode", action="store_true", help="retake, extend: take all frames from the decoder, changed or not"
+    )
+    group.add_argument("--extend-before", type=float, metavar="SECONDS", help="extend: make so much before the clip")
+    group.add_argument("--extend-after", type=float, metavar="SECONDS", help="extend: make so much after it")
+    group.add_argument("--upscale", choices=UPSCALE, help="upscale: twice the size, or twice the frames (spatial)")
+    group.add_argument(
+        "--video-conditioning",
+        action=Tuples,
+        const=_video,
+        nargs="+",
+        dest="video_conditionings",
+        metavar=("PATH", "STRENGTH"),
+        help="ic-lora: a reference video with a strength (1); may be repeated",
+    )
+    group.add_argument(
+        "--conditioning-attention-strength",
+        dest="attention_strength",
+        type=float,
+        metavar="X",
+        help="ic-lora: how strongly the clip follows the reference, 0 to 1",
+    )
+    group.add_argument(
+        "--conditioning-attention-mask",
+        dest="attention_mask",
+        type=Path,
+        metavar="FILE",
+        help="ic-lora: a video of where, white for fully",
+    )
+    group.add_argument("--skip-stage-2", action="store_true", help="ic-lora: stop at half the size")
+    group.add_argument("--reference-video", type=Path, metavar="FILE", help="dub-it: whom to dub")
+    group.add_argument(
+        "--reference-strength", type=float, metavar="X", help="dub-it: how closely to keep the picture (1)"
+    )
+    group.add_argument("--hdr", choices=COLOUR_SPACES, help="linear pictures in and out, in this colour space")
+
+
+def _add_guidance(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help="denoising steps (15, 30 or 40)")
+    group.add_argument("--sampler", choices=SAMPLERS, help="one-stage: how a step is made (euler)")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
     for stream, other, noun in (("video", "a2v", "picture"), ("audio", "v2a", "sound")):
         cfg = [f"--{stream}-cfg-guidance-scale"] + (["--cfg-scale"] if stream == "video" else [])
-        guided.add_argument(*cfg, dest=f"{stream}_cfg_scale", type=float, metavar="X", help=f"{noun}: prompt (1: off)")
-        guided.add_argument(
-            f"--{stream}-stg-guidance-scale",
-            dest=f"{stream}_stg_scale",
-            type=float,
-            metavar="X",
-            help=f"{noun}: perturbed self-attention (0: off)",
+        group.add_argument(*cfg, dest=f"{stream}_cfg_scale", type=float, metavar="X", help=f"{noun}: prompt (1: off)")
+        numbers = (
+            (f"--{stream}-stg-guidance-scale", "stg_scale", "perturbed self-attention (0: off)"),
+            (f"--{stream}-rescale-scale", "rescale", "pull the contrast back, 0 to 1"),
+            (f"--{other}-guidance-scale", "modality_scale", "follow the other modality (1: off)"),
         )
-        guided.add_argument(
+        for name, field, text in numbers:
+            group.add_argument(name, dest=f"{stream}_{field}", type=float, metavar="X", help=f"{noun}: {text}")
+        group.add_argument(
             f"--{stream}-stg-blocks", type=int, nargs="+", metavar="N", help=f"{noun}: the perturbed blocks"
         )
-        guided.add_argument(
-            f"--{stream}-rescale-scale",
-            dest=f"{stream}_rescale",
-            type=float,
-            metavar="X",
-            help=f"{noun}: pull the contrast back, 0 to 1",
-        )
-        guided.add_argument(
-            f"--{other}-guidance-scale",
-            dest=f"{stream}_modality_scale",
-            type=float,
-            metavar="X",
-            help=f"{noun}: follow the other modality (1: off)",
-        )
-        guided.add_argument(
-            f"--{stream}-skip-step",
-            dest=f"{stream}_skip_step",
-            type=int,
-            metavar="N",
-            help=f"{noun}: after each guided step, skip N",
+        group.add_argument(
+            f"--{stream}-skip-step", type=int, metavar="N", help=f"{noun}: after each guided step, skip N"
         )
 
-    out = parser.add_argument_group("what to write")
-    out.add_argument("--output", "--output-path", "-o", type=Path, metavar="FILE.mp4", help="the clip")
-    out.add_argument("--output-audio", type=Path, metavar="FILE.wav", help="its sound as a file of its own (or .flac)")
-    out.add_argument(
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--output", "--output-path", "-o", type=Path, metavar="FILE.mp4", help="the clip")
+    group.add_argument(
+        "--output-audio", type=Path, metavar="FILE.wav", help="its sound as a file of its own (or .flac)"
+    )
+    group.add_argument(
         "--contact-sheet", type=Path, metavar="FILE.png", help="some of its frames, and its sound, at a glance"
     )
-    out.add_argument("--force", action="store_true", help="overwrite files that exist")
+    group.add_argument("--output-exr", type=Path, metavar="FOLDER", help="hdr: linear half-float frames")
+    group.add_argument("--output-hdr", type=Path, metavar="FILE.mp4", help="hdr: a BT.2020 HLG clip (HEVC, 10 bits)")
+    group.add_argument("--force", action="store_true", help="overwrite files that exist")
 
-    report = parser.add_argument_group("what to say")
-    report.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
-    report.add_argument("--quiet", "-q", action="store_true", help="nothing but errors")
-    report.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    report.add_argument("--show", type=Path, metavar="FILE.mp4", help="print the settings that made a clip, and stop")
-    report.add_argument("--replay", type=Path, metavar="FILE.mp4", help="make a clip again; other flags win over it")
-    report.add_argument("--version", action="version", version=f"mlx_ltx {__version__}")
-    return parser
+
+def _add_reports(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
+    group.add_argument("--quiet", "-q", action="store_true", help="nothing but errors")
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    group.add_argument("--enhance-only", action="store_true", help="print the rewritten prompt, and stop")
+    group.add_argument("--capabilities", action="store_true", help="print what each pipeline takes as JSON, and stop")
+    group.add_argument("--show", type=Path, metavar="FILE.mp4", help="print the settings that made a clip, and stop")
+    group.add_argument("--replay", type=Path, metavar="FILE.mp4", help="make a clip again; other flags win over it")
+    group.add_argument("--version", action="version", version=f"mlx_ltx {__version__}")
+
+
+def capabilities(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """What each pipeline takes, read off the parser itself."""
+    from mlx_ltx.pipelines.pipeline import EVERYWHERE, pipelines
+
+    defaults = {entry.name: entry.default for entry in fields(Request)}
+    aliases = {"prompt_file": "prompt", "prompts_file": "prompts"}
+    flags: dict[str, Any] = {}
+    for action in parser._actions:
+        name = aliases.get(action.dest, action.dest)
+        if name not in defaults:
+            continue
+        default = defaults[name]
+        flags[action.option_strings[0]] = {
+            "names": list(action.option_strings),
+            "field": name,
+            "type": getattr(action.type, "__name__", "bool" if action.nargs == 0 else "str"),
+            "values": action.nargs if action.nargs is not None else 1,
+            "form": [action.metavar] if isinstance(action.metavar, str) else list(action.metavar or ()),
+            "choices": list(action.choices) if action.choices else None,
+            "repeatable": isinstance(action, Tuples) and not isinstance(action, Single),
+            "default": default if isinstance(default, str | int | float | bool) else None,
+            "help": action.help,
+        }
+    return {
+        "version": __version__,
+        "flags": flags,
+        "pipelines": {
+            pipeline.name: {
+                "title": pipeline.title,
+                "flags": [f for f, entry in flags.items() if entry["field"] in EVERYWHERE | pipeline.takes],
+                "needs": [flag(name) for name in pipeline.needs],
+                "guided": pipeline.guided,
+                "two_stage": pipeline.two_stage,
+            }
+            for pipeline in pipelines().values()
+        },
+    }
 
 
 def read_request(arguments: argparse.Namespace) -> Request:
@@ -160,8 +338,17 @@ def read_request(arguments: argparse.Namespace) -> Request:
     for name in ("video_stg_blocks", "audio_stg_blocks"):
         if name in changes:
             changes[name] = tuple(changes[name])
+    if len(seeds := changes.pop("seed", ())) == 1:
+        changes["seed"] = seeds[0]
+    elif seeds:
+        changes["seeds"] = tuple(seeds)
     if "prompt_file" in given:
-        changes["prompt"] = _read_text(given["prompt_file"])
+        changes["prompt"] = _read_text("--prompt-file", given["prompt_file"]).strip()
+    elif "prompts_file" in given:
+        lines = _read_text("--prompts-file", given["prompts_file"]).splitlines()
+        changes["prompts"] = tuple(line.strip() for line in lines if line.strip())
+        if not changes["prompts"]:
+            raise UserError(f"--prompts-file {given['prompts_file']}: holds no prompt")
     elif changes.get("prompt") == "-":
         changes["prompt"] = sys.stdin.read().strip()
     if "replay" in given:
@@ -169,26 +356,39 @@ def read_request(arguments: argparse.Namespace) -> Request:
 
         settings = read_metadata(given["replay"])
         return _replayed(Request.from_settings(settings), changes)
-    if "prompt" not in changes:
+    if not {"prompt", "prompts", "segments"} & changes.keys() and _wants_prompt(changes.get("pipeline")):
         raise UserError("no prompt: give --prompt TEXT, or --prompt-file FILE")
     return Request(**changes)
 
 
+def _wants_prompt(pipeline: str | None) -> bool:
+    from mlx_ltx.pipelines.pipeline import pipelines
+
+    chosen = pipelines().get(pipeline or "")
+    return chosen is None or "prompt" in chosen.takes
+
+
 def _replayed(request: Request, changes: dict[str, Any]) -> Request:
     """The old request with the new flags; what a newly chosen pipeline does not use is dropped, not refused."""
-    from mlx_ltx.pipelines.pipeline import pipelines
+    from mlx_ltx.pipelines.pipeline import EVERYWHERE, pipelines
 
     chosen = pipelines().get(changes.get("pipeline", ""))
     if chosen is not None and chosen.name != request.pipeline:
-        request = request.with_changes(width=None, height=None, **dict.fromkeys(chosen.unused))
+        dropped = [entry for entry in fields(Request) if entry.name not in EVERYWHERE | chosen.takes]
+        request = request.with_changes(width=None, height=None, **{entry.name: entry.default for entry in dropped})
+    for name, several in (("seed", "seeds"), ("prompt", "prompts"), ("prompt", "segments")):
+        if name in changes:
+            changes.setdefault(several, ())
+    if "prompts" in changes or "segments" in changes:
+        changes.setdefault("prompt", "")
     return request.with_changes(**changes)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(flag: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
+        raise UserError(f"{flag} {path}: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
 
 
 def show(path: Path, as_json: bool) -> None:
@@ -208,7 +408,7 @@ def dry_run(request: Request, as_json: bool) -> None:
     """Print what a request would do."""
     from mlx_ltx.pipelines.job import prepare
 
-    if not (request.output or request.output_audio or request.contact_sheet):
+    if not request.outputs:
         request = request.with_changes(output=Path("clip.mp4"))
     description = prepare(request).describe()
     if as_json:
@@ -221,7 +421,8 @@ def dry_run(request: Request, as_json: bool) -> None:
     sound = f"{description['sample_rate']} Hz stereo" if description["sample_rate"] else "no sound"
     print(
         f"{description['width']}x{description['height']}, {description['num_frames']} frames "
-        f"at {description['fps']:g} fps ({description['duration']:g} s), {sound}, seed {description['seed']}"
+        f"at {description['fps']:g} fps ({description['duration']:g} s), {sound}, "
+        f"seed {', '.join(map(str, dict.fromkeys(description['seeds'])))}"
     )
     print(f"  {description['video_tokens']} video tokens, {description['audio_tokens']} audio tokens")
     for number, phase in enumerate(description["phases"], 1):
@@ -244,6 +445,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what the flags say."""
     given = vars(arguments)
     as_json, quiet = given.get("json", False), given.get("quiet", False)
+    if "capabilities" in given:
+        print(json.dumps(capabilities(build_parser()), ensure_ascii=False))
+        return
     if "show" in given:
         show(given["show"], as_json)
         return

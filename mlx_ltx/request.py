@@ -16,12 +16,25 @@ DEFAULT_FPS = 24.0
 MAX_SEED = 2**63 - 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
+FITS = ("crop", "contain", "stretch")
+SAMPLERS = ("euler", "gradient-estimation")
+REGENERATE = ("both", "video", "audio")
+UPSCALE = ("spatial", "temporal")
+COLOUR_SPACES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
+
 # Where a setting is not the flag's own name with dashes.
 FLAGS = {
     "images": "--image",
     "audio": "--no-audio",
-    "num_frames": "--num-frames",
-    "output": "--output",
+    "seeds": "--seed",
+    "prompts": "--prompts-file",
+    "loras": "--lora",
+    "segments": "--segment",
+    "video_conditionings": "--video-conditioning",
+    "attention_mask": "--conditioning-attention-mask",
+    "attention_strength": "--conditioning-attention-strength",
+    "audio_start": "--audio-start-time",
+    "audio_length": "--audio-max-duration",
     "video_cfg_scale": "--video-cfg-guidance-scale",
     "video_stg_scale": "--video-stg-guidance-scale",
     "video_rescale": "--video-rescale-scale",
@@ -46,49 +59,107 @@ class ImageInput:
         path: the image file.
         frame: pixel frame of the clip that it shows, from 0.
         strength: 1 keeps it as it is, 0 ignores it.
+        crf: how hard it is compressed before encoding, 0 (not at all) to 51; None is as the model was trained.
     """
 
     path: Path
     frame: int = 0
     strength: float = 1.0
+    crf: int | None = None
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """A reference video for an IC-LoRA; ``strength`` as of images."""
+
+    path: Path
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class LoraInput:
+    """A LoRA.
+
+    Attributes:
+        source: a file, or ``owner/name`` or ``owner/name:file.safetensors`` on the hub.
+        strength: factor of its change; may be negative.
+        stage: 1 or 2 to use it in that stage only; None in all.
+    """
+
+    source: str
+    strength: float = 1.0
+    stage: int | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a timed prompt: what happens for so many seconds."""
+
+    text: str
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Request:
-    """One generation. What is None is decided by the pipeline and the model.
+    """One generation, or several that share everything but prompt and seed. None leaves a choice to pipeline and model.
+
+    What a pipeline does not use must be left at its default; which one takes what is told by ``--capabilities``.
 
     Attributes:
-        prompt: what the clip shows and sounds like.
-        output: the mp4 to write; None for none.
+        prompt: what the clip shows and sounds like; ``prompts`` for several clips instead, ``segments`` for several
+            parts of one clip, in order.
+        output: the mp4 to write; None for none. With several clips, each name gets a number or a seed.
         model: catalogue name, path or hub id; None for the best one on disk.
-        pipeline: "distilled" or "one-stage"; None for the model's own.
-        negative_prompt: what to steer away from (guided pipelines).
+        pipeline: see :func:`mlx_ltx.pipelines.pipeline.pipelines`; None for the model's own.
+        negative_prompt: what to steer away from (guided denoising).
+        guided: denoise with guidance (True) or as a distilled model does (False); None as the model was made.
         width, height: pixels.
         num_frames: frames, 8k + 1; or ``duration`` in seconds, which is rounded to such a count.
         fps: frames per second.
-        seed: of the noise.
-        steps: denoising steps (guided pipelines).
+        seed: of the noise; ``seeds`` for several clips.
+        steps, sampler: of guided denoising; the sampler is "euler" or "gradient-estimation".
         video_cfg_scale ... audio_skip_step: guidance, see :class:`mlx_ltx.sampling.guidance.GuidanceParams`.
-        images: given frames.
+        images: given frames; ``fit`` is how they fill the picture: "crop", "contain" or "stretch".
         audio: whether to make sound.
+        audio_path, audio_start, audio_length: a sound file to make the picture for, from a second on, for some seconds.
+        video_path: the clip to change, lengthen or enlarge.
+        start_time, end_time: the part to make anew, in seconds.
+        regenerate: "both", "video" or "audio" of that part.
+        whole_decode: take all frames from the decoder, also those that did not change.
+        extend_before, extend_after: seconds to add.
+        upscale: "spatial" or "temporal".
+        video_conditionings: reference videos for an IC-LoRA.
+        attention_strength, attention_mask: how strongly the clip follows them, everywhere or by a mask video.
+        skip_stage_2: stop at half the size.
+        reference_video, reference_strength: whom to dub.
+        loras: low-rank changes of the transformer; ``camera`` names one of the catalogue's camera moves.
+        distilled_lora: what lets a model that was not distilled refine in few steps.
+        hdr: colour space of linear pictures in and out.
+        enhance_prompt: let the text model rewrite the prompt first; ``original_prompt`` is what it was given.
         output_audio: a wav or flac file for the sound; contact_sheet: a PNG of some frames.
+        output_exr, output_hdr: a folder of half-float EXR frames, and a BT.2020 HLG clip.
         force: overwrite files.
-        text_encoder, spatial_upsampler: path or hub id, instead of what belongs to the model.
+        text_encoder, spatial_upsampler, temporal_upsampler: path or hub id, instead of what belongs to the model.
         dtype: of weights and activations; "auto" is bfloat16 on the GPU and float32 on the CPU backend.
     """
 
-    prompt: str
+    prompt: str = ""
     output: Path | None = None
     model: str | None = None
     pipeline: str | None = None
     negative_prompt: str | None = None
+    guided: bool | None = None
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
     duration: float | None = None
     fps: float = DEFAULT_FPS
     seed: int = DEFAULT_SEED
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    segments: tuple[Segment, ...] = ()
     steps: int | None = None
+    sampler: str | None = None
     video_cfg_scale: float | None = None
     video_stg_scale: float | None = None
     video_stg_blocks: tuple[int, ...] | None = None
@@ -102,16 +173,43 @@ class Request:
     audio_modality_scale: float | None = None
     audio_skip_step: int | None = None
     images: tuple[ImageInput, ...] = ()
+    fit: str | None = None
     audio: bool = True
+    audio_path: Path | None = None
+    audio_start: float | None = None
+    audio_length: float | None = None
+    video_path: Path | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+    regenerate: str | None = None
+    whole_decode: bool = False
+    extend_before: float | None = None
+    extend_after: float | None = None
+    upscale: str | None = None
+    video_conditionings: tuple[VideoInput, ...] = ()
+    attention_strength: float | None = None
+    attention_mask: Path | None = None
+    skip_stage_2: bool = False
+    reference_video: Path | None = None
+    reference_strength: float | None = None
+    loras: tuple[LoraInput, ...] = ()
+    camera: str | None = None
+    distilled_lora: LoraInput | None = None
+    hdr: str | None = None
+    enhance_prompt: bool = False
+    original_prompt: str | None = None
     output_audio: Path | None = None
     contact_sheet: Path | None = None
+    output_exr: Path | None = None
+    output_hdr: Path | None = None
     force: bool = False
     text_encoder: str | None = None
     spatial_upsampler: str | None = None
+    temporal_upsampler: str | None = None
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("output", "output_audio", "contact_sheet"):
+        for name in PATHS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Path):
                 object.__setattr__(self, name, Path(value))
@@ -124,42 +222,94 @@ class Request:
         """
         for name in ("width", "height", "num_frames", "steps"):
             _check(name, getattr(self, name), lambda v: v >= 1, "a positive whole number")
-        for name in ("duration", "fps"):
+        for name in ("duration", "fps", "audio_length", "end_time", "extend_before", "extend_after"):
             _check(name, getattr(self, name), lambda v: v > 0, "a positive number")
+        for name in ("audio_start", "start_time"):
+            _check(name, getattr(self, name), lambda v: v >= 0, "0 or more")
         if self.num_frames is not None and self.duration is not None:
             raise UserError("--num-frames and --duration say the same thing; give one of them")
+        if self.segments and (self.prompt or self.prompts):
+            raise UserError("--segment takes the place of --prompt; give one of them")
+        if self.segments and (self.num_frames is not None or self.duration is not None):
+            raise UserError("--segment says how long the clip is; leave out --num-frames and --duration")
+        for segment in self.segments:
+            if not (math.isfinite(segment.seconds) and segment.seconds > 0):
+                raise UserError(f"--segment {segment.text!r}: {segment.seconds:g} seconds is not a positive number")
         _check("fps", self.fps, lambda v: v <= 240, "at most 240")
-        _check("seed", self.seed, lambda v: 0 <= v <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+        for seed in (self.seed, *self.seeds):
+            _check("seed", seed, lambda v: 0 <= v <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
         for stream in ("video", "audio"):
             for name in ("cfg_scale", "stg_scale", "modality_scale"):
                 _check(f"{stream}_{name}", getattr(self, f"{stream}_{name}"), lambda v: v >= 0, "0 or more")
             _check(f"{stream}_rescale", getattr(self, f"{stream}_rescale"), lambda v: 0 <= v <= 1, "from 0 to 1")
             _check(f"{stream}_skip_step", getattr(self, f"{stream}_skip_step"), lambda v: v >= 0, "0 or more")
+        for name in ("attention_strength", "reference_strength"):
+            _check(name, getattr(self, name), lambda v: 0 <= v <= 1, "from 0 to 1")
         for image in self.images:
             if not 0 <= image.strength <= 1:
                 raise UserError(f"--image {image.path}: strength {image.strength:g} is not from 0 to 1")
             if image.frame < 0:
                 raise UserError(f"--image {image.path}: frame {image.frame} is negative; frames count from 0")
-        if self.dtype not in DTYPES:
-            raise UserError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}")
+            if image.crf is not None and not 0 <= image.crf <= 51:
+                raise UserError(f"--image {image.path}: crf {image.crf} is not from 0 to 51")
+        for video in self.video_conditionings:
+            if not 0 <= video.strength <= 1:
+                raise UserError(f"--video-conditioning {video.path}: strength {video.strength:g} is not from 0 to 1")
+        for lora in (*self.loras, *([self.distilled_lora] if self.distilled_lora else [])):
+            if not math.isfinite(lora.strength):
+                raise UserError(f"--lora {lora.source}: strength {lora.strength} is not a number")
+            if lora.stage not in (None, 1, 2):
+                raise UserError(f"--lora {lora.source}: stage {lora.stage} is not 1 or 2")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise UserError(f"{flag(name)} {value}: must be one of {', '.join(allowed)}")
+        if self.end_time is not None and self.end_time <= (self.start_time or 0):
+            raise UserError(f"--end-time {self.end_time:g}: must be after --start-time {self.start_time or 0:g}")
         if not self.audio and self.output_audio is not None:
             raise UserError("--output-audio needs sound; leave out --no-audio")
         _check_suffix("output", self.output, (".mp4",))
         _check_suffix("output_audio", self.output_audio, (".wav", ".flac"))
         _check_suffix("contact_sheet", self.contact_sheet, (".png",))
-        outputs = [path.absolute() for path in (self.output, self.output_audio, self.contact_sheet) if path]
+        _check_suffix("output_hdr", self.output_hdr, (".mp4",))
+        outputs = [path.absolute() for path in self.outputs]
         if not outputs:
             raise UserError("nothing to write: give --output")
         if len(set(outputs)) < len(outputs):
             raise UserError("two outputs have the same name")
 
+    @property
+    def outputs(self) -> list[Path]:
+        """Everything that is to be written."""
+        paths = (getattr(self, name) for name in OUTPUTS)
+        return [path for path in paths if path is not None]
+
+    def shots(self) -> list[Request]:
+        """The single clips that this request asks for, each with its own prompt, seed and names, prompts first."""
+        prompts, seeds = self.prompts or (self.prompt,), self.seeds or (self.seed,)
+        shots = []
+        for number, prompt in enumerate(prompts, 1):
+            for seed in seeds:
+                marks = [f"{number:02d}"] * (len(prompts) > 1) + [f"seed-{seed}"] * (len(seeds) > 1)
+                names = {
+                    name: path.with_stem("-".join([path.stem, *marks]))
+                    for name in OUTPUTS
+                    if name != "contact_sheet" and (path := getattr(self, name)) is not None
+                }
+                sheet = self.contact_sheet if not marks else None
+                shot = {"prompt": prompt, "seed": seed, "prompts": (), "seeds": (), "contact_sheet": sheet}
+                shots.append(replace(self, **{**names, **shot}))
+        return shots
+
     def settings(self) -> dict[str, Any]:
         """What makes the clip again, as plain JSON data; where it was written is not part of that."""
-        data = asdict(self)
-        for name in ("output", "output_audio", "contact_sheet", "force"):
-            del data[name]
-        data["images"] = [{**image, "path": str(Path(image["path"]).absolute())} for image in data["images"]]
-        return {"mlx_ltx": __version__, **{key: value for key, value in data.items() if value is not None}}
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        data = {}
+        for name, value in asdict(self).items():
+            if name in (*OUTPUTS, "force") or (value == defaults[name] and name not in ALWAYS):
+                continue
+            data[name] = _plain(value)
+        return {"mlx_ltx": __version__, **data}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Request:
@@ -169,20 +319,18 @@ class Request:
             UserError: the settings are of another kind or of a newer version.
         """
         values = {key: value for key, value in settings.items() if key != "mlx_ltx"}
-        known = {entry.name for entry in fields(cls)}
-        unknown = sorted(values.keys() - known)
+        unknown = sorted(values.keys() - {entry.name for entry in fields(cls)})
         if "prompt" not in values or unknown:
             detail = f"unknown settings {', '.join(unknown)}" if unknown else "no prompt"
             raise UserError(f"cannot replay settings of mlx_ltx {settings.get('mlx_ltx', '?')}: {detail}")
         try:
-            values["images"] = tuple(
-                ImageInput(Path(image["path"]), image["frame"], image["strength"]) for image in values.get("images", ())
-            )
-        except (KeyError, TypeError):
-            raise UserError("cannot replay these settings: their images have an unknown form") from None
-        for name in ("video_stg_blocks", "audio_stg_blocks"):
-            if name in values:
-                values[name] = tuple(values[name])
+            for name, kind in LISTS.items():
+                if name in values:
+                    values[name] = tuple(_parsed(kind, item) for item in values[name])
+            if "distilled_lora" in values:
+                values["distilled_lora"] = _parsed(LoraInput, values["distilled_lora"])
+        except TypeError:
+            raise UserError("cannot replay these settings: some of them have an unknown form") from None
         return cls(**values)
 
     def with_changes(self, **changes: Any) -> Request:
@@ -192,6 +340,46 @@ class Request:
         elif "duration" in changes:
             changes.setdefault("num_frames", None)
         return replace(self, **changes)
+
+
+OUTPUTS = ("output", "output_audio", "contact_sheet", "output_exr", "output_hdr")
+PATHS = (*OUTPUTS, "audio_path", "video_path", "attention_mask", "reference_video")
+ALWAYS = ("prompt", "seed", "fps")  # settings that are worth telling even where they are the default
+LISTS: dict[str, type] = {
+    "images": ImageInput,
+    "video_conditionings": VideoInput,
+    "loras": LoraInput,
+    "segments": Segment,
+    "video_stg_blocks": int,
+    "audio_stg_blocks": int,
+    "prompts": str,
+    "seeds": int,
+}
+CHOICES = {
+    "dtype": DTYPES,
+    "fit": FITS,
+    "sampler": SAMPLERS,
+    "regenerate": REGENERATE,
+    "upscale": UPSCALE,
+    "hdr": COLOUR_SPACES,
+}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; paths are made absolute, so that a clip can be made again from any folder."""
+    if isinstance(value, Path):
+        return str(value.absolute())
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _parsed(kind: type, item: Any) -> Any:
+    if not isinstance(item, dict):
+        if not isinstance(item, kind):
+            raise TypeError
+        return item
+    return kind(**{key: Path(value) if key == "path" else value for key, value in item.items()})
 
 
 def _check(name: str, value: Any, accepts: Any, wanted: str) -> None:

@@ -9,8 +9,10 @@ import mlx.core as mx
 from mlx_ltx.checkpoints.components import load_video_encoder
 from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.media.images import prepare_image
+from mlx_ltx.models.video_vae import VideoEncoder
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
+from mlx_ltx.request import ImageInput
 from mlx_ltx.sampling.conditioning import Keyframe, ReplacedLatent
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.state import Conditioning
@@ -25,27 +27,37 @@ def image_phases(job: Job, stages: int) -> list[Phase]:
     return [Phase(ENCODE, f"Encoding {count} image{'s' if count > 1 else ''}", count * stages, "images")]
 
 
-def encode_images(run: Run, stages: Sequence[ClipShape]) -> Generator[Event, None, list[list[Conditioning]]]:
-    """The given images as conditionings, a list per stage; the encoder is loaded once."""
+def encode_images(
+    run: Run, stages: Sequence[ClipShape], guiding: bool = False
+) -> Generator[Event, None, list[list[Conditioning]]]:
+    """The given images as conditionings, a list per stage; the encoder is loaded once.
+
+    Args:
+        stages: the sizes to encode them at.
+        guiding: all of them only guide the clip; otherwise one at frame 0 takes that frame's place.
+    """
     if not run.job.request.images:
         return [[] for _ in stages]
-    return (yield from run.phase(ENCODE, _encode(run.job, stages)))
+    return (yield from run.phase(ENCODE, _encode(run.job, stages, guiding)))
 
 
-def _encode(job: Job, stages: Sequence[ClipShape]) -> Generator[Event, None, list[list[Conditioning]]]:
-    encoder = load_video_encoder(job.checkpoint, job.dtype)
+def _encode(job: Job, stages: Sequence[ClipShape], guiding: bool) -> Generator[Event, None, list[list[Conditioning]]]:
+    encoder = load_video_encoder(job.model.checkpoint, job.dtype)
     images = job.request.images
     results: list[list[Conditioning]] = []
     for stage, clip in enumerate(stages):
-        conditionings: list[Conditioning] = []
+        results.append([])
         for index, image in enumerate(images):
-            pixels = prepare_image(image.path, clip.height, clip.width, job.image_crf)
-            latent = encoder(mx.array(pixels)[None, None])
-            mx.eval(latent)
-            if image.frame == 0:
-                conditionings.append(ReplacedLatent(latent, 0, image.strength))
-            else:
-                conditionings.append(Keyframe(latent, image.frame, image.strength))
+            results[-1].append(_conditioning(job, encoder, image, clip, guiding))
             yield Progress(ENCODE, stage * len(images) + index + 1, len(stages) * len(images))
-        results.append(conditionings)
     return results
+
+
+def _conditioning(job: Job, encoder: VideoEncoder, image: ImageInput, clip: ClipShape, guiding: bool) -> Conditioning:
+    crf = job.model.defaults.image_crf if image.crf is None else image.crf
+    pixels = prepare_image(image.path, clip.height, clip.width, crf)
+    latent = encoder(mx.array(pixels)[None, None])
+    mx.eval(latent)
+    if image.frame == 0 and not guiding:
+        return ReplacedLatent(latent, 0, image.strength)
+    return Keyframe(latent, image.frame, image.strength)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
-from mlx_ltx.pipelines.pipeline import Pipeline, pipelines
+from mlx_ltx.pipelines.pipeline import EVERYWHERE, GUIDANCE, Pipeline, pipelines
 from mlx_ltx.request import Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
@@ -37,6 +38,27 @@ from mlx_ltx.sampling.guidance import Guidance, GuidanceParams
 
 NOT_YET = (2, 4)  # from here on prompts are read by Gemma 4 and frames decoded by diffusion
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+GUIDANCE_NAMES = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's files and what its checkpoint says of itself; nothing of the weights has been read.
+
+    Attributes:
+        files: where it lies.
+        checkpoint: the opened file.
+        transformer, video_vae, audio_vae, vocoder: its configs.
+        defaults: what its generation does unless asked otherwise.
+    """
+
+    files: ModelFiles
+    checkpoint: SafetensorsFile
+    transformer: TransformerConfig
+    video_vae: VideoVaeConfig
+    audio_vae: AudioVaeConfig
+    vocoder: VocoderConfig
+    defaults: Defaults
 
 
 @dataclass(frozen=True)
@@ -45,56 +67,61 @@ class Job:
 
     Attributes:
         request: what was asked for, with every open field filled in, so that its settings make the clip again.
-        files, checkpoint: where the model lies.
-        pipeline: what will run.
-        clip: the finished clip's shape.
-        steps: denoising steps of a guided run.
-        guidance, negative_prompt: of a guided run.
-        image_crf: compression of given images.
+        shots: the single clips of it.
+        model: what makes them.
+        pipeline: how.
+        clip: each finished clip's shape.
+        guidance: of guided denoising; None without.
         dtype: of weights and activations.
-        transformer, video_vae, audio_vae, vocoder: the checkpoint's configs.
     """
 
     request: Request
-    files: ModelFiles
-    checkpoint: SafetensorsFile
+    shots: list[Request]
+    model: Model
     pipeline: Pipeline
     clip: ClipShape
-    steps: int | None
-    guidance: Guidance
-    negative_prompt: str | None
-    image_crf: int
+    guidance: Guidance | None
     dtype: mx.Dtype
-    transformer: TransformerConfig
-    video_vae: VideoVaeConfig
-    audio_vae: AudioVaeConfig
-    vocoder: VocoderConfig
+
+    @property
+    def sound(self) -> bool:
+        return self.request.audio and self.pipeline.makes_sound
+
+    @property
+    def prompts(self) -> list[str]:
+        """What the text model is to read, each text once: prompts or segments, then the negative prompt."""
+        texts = [segment.text for segment in self.request.segments] or [shot.prompt for shot in self.shots]
+        if self.guidance is not None and self.request.negative_prompt is not None:
+            texts.append(self.request.negative_prompt)
+        return list(dict.fromkeys(texts))
 
     def grids(self, clip: ClipShape) -> Grids:
         """The latent grids of a clip made with this job's model."""
-        vae, audio = self.video_vae, self.audio_vae
+        vae, audio = self.model.video_vae, self.model.audio_vae
         video_grid = VideoGrid.of_clip(clip, vae.latent_channels, vae.time_scale, vae.space_scale)
         audio_grid = AudioGrid.of_clip(
             clip, audio.latent_bins, audio.z_channels, audio.sampling_rate, audio.hop_length, DOWNSAMPLING
         )
-        return Grids(video_grid, audio_grid if self.request.audio else None)
+        picture = self.pipeline.makes_picture
+        return Grids(video_grid if picture else None, audio_grid if self.sound else None)
 
     def phases(self) -> list[Phase]:
         return self.pipeline.phases(self)
 
     def run(self) -> Iterator[Event]:
-        """Make the clip; the last event is :class:`Finished`."""
+        """Make the clips; the last event is :class:`mlx_ltx.events.Finished`."""
         yield (yield from self.pipeline.run(self))
 
     def describe(self) -> dict[str, Any]:
         """The job as plain data, for ``--dry-run``."""
-        grids = self.grids(self.clip)
+        grids, files = self.grids(self.clip), self.model.files
         return {
-            "model": self.files.name,
-            "checkpoint": str(self.files.checkpoint),
-            "text_encoder": str(self.files.text_encoder),
-            "spatial_upsampler": str(self.files.spatial_upsampler) if self.pipeline.two_stage else None,
+            "model": files.name,
+            "checkpoint": str(files.checkpoint),
+            "text_encoder": str(files.text_encoder),
+            "spatial_upsampler": str(files.spatial_upsampler) if self.pipeline.two_stage else None,
             "pipeline": self.pipeline.name,
+            "guided": self.guidance is not None,
             "dtype": str(self.dtype).removeprefix("mlx.core."),
             "width": self.clip.width,
             "height": self.clip.height,
@@ -103,8 +130,9 @@ class Job:
             "duration": round(self.clip.duration, 3),
             "video_tokens": grids.video.tokens if grids.video else 0,
             "audio_tokens": grids.audio.tokens if grids.audio else 0,
-            "sample_rate": self.vocoder.sample_rate if self.request.audio else None,
-            "seed": self.request.seed,
+            "sample_rate": self.model.vocoder.sample_rate if self.sound else None,
+            "clips": len(self.shots),
+            "seeds": [shot.seed for shot in self.shots],
             "phases": [{"name": p.name, "title": p.title, "total": p.total, "unit": p.unit} for p in self.phases()],
             "settings": self.request.settings(),
         }
@@ -118,9 +146,49 @@ def prepare(request: Request) -> Job:
         UserError: anything that is wrong with the request, the files or the outputs.
     """
     request.validate()
-    for path in (request.output, request.output_audio, request.contact_sheet):
-        if path is not None:
+    for shot in request.shots():
+        for path in shot.outputs:
             check_output(path, request.force)
+    if request.pipeline is not None:
+        _check_fields(request, _known_pipeline(request.pipeline))
+    model = _open_model(request)
+    pipeline = _known_pipeline(request.pipeline or ("distilled" if model.files.distilled else "one-stage"))
+    _check_fields(request, pipeline)
+    _check_upsampler(pipeline, model)
+    clip = pipeline.clip(request, model) if pipeline.clip else clip_shape(request, model, pipeline)
+    for image in request.images:
+        if image.frame >= clip.frames:
+            raise UserError(f"--image {image.path}: frame {image.frame} is beyond the clip's last, {clip.frames - 1}")
+        load_image(image.path)
+    guided = _is_guided(request, pipeline, model)
+    guidance = _guidance(request, pipeline, model) if guided else None
+    steps = (request.steps or model.defaults.steps) if guided else None
+    if steps == 1:
+        raise UserError("--steps 1: the guided schedule needs at least 2 steps")
+    negative = None
+    if guided:
+        negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
+    decided = replace(
+        request,
+        model=_lasting_name(request.model) or model.files.name,
+        pipeline=pipeline.name,
+        guided=guided if pipeline.guided is None else None,
+        width=clip.width,
+        height=clip.height,
+        num_frames=None if request.segments else clip.frames,
+        duration=None,
+        fps=clip.fps,
+        steps=steps,
+        negative_prompt=negative,
+        **(_guidance_fields(guidance) if guidance is not None else {}),
+    )
+    job = Job(decided, decided.shots(), model, pipeline, clip, guidance, _dtype(request.dtype))
+    if pipeline.check is not None:
+        pipeline.check(job)
+    return job
+
+
+def _open_model(request: Request) -> Model:
     files = resolve_model(request.model, request.text_encoder, request.spatial_upsampler)
     checkpoint = SafetensorsFile(files.checkpoint)
     if checkpoint.version >= NOT_YET:
@@ -129,85 +197,100 @@ def prepare(request: Request) -> Job:
             "video decoder are not supported yet; LTX-2 and LTX-2.3 are"
         )
     transformer = read_config(checkpoint, TransformerConfig.from_metadata)
-    video_vae = read_config(checkpoint, VideoVaeConfig.from_metadata)
     gemma, _ = read_gemma_config(files.text_encoder)
     check_text_width(gemma, checkpoint)
-    pipeline = _choose_pipeline(request, files, video_vae)
-    defaults = defaults_for(checkpoint.version, transformer.layers)
-    clip = _clip_shape(request, files, pipeline, video_vae, defaults)
-    for image in request.images:
-        if image.frame >= clip.frames:
-            raise UserError(f"--image {image.path}: frame {image.frame} is beyond the clip's last, {clip.frames - 1}")
-        load_image(image.path)
-    guidance = _guidance(request, pipeline, defaults, transformer.layers)
-    steps = (request.steps or defaults.steps) if pipeline.guided else None
-    if steps == 1:
-        raise UserError("--steps 1: the guided schedule needs at least 2 steps")
-    negative = None
-    if pipeline.guided:
-        negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
-    return Job(
-        request=replace(
-            request,
-            model=request.model or files.name,
-            pipeline=pipeline.name,
-            width=clip.width,
-            height=clip.height,
-            num_frames=clip.frames,
-            duration=None,
-            steps=steps,
-            negative_prompt=negative,
-            **(_guidance_fields(guidance) if pipeline.guided else {}),
-        ),
-        files=files,
-        checkpoint=checkpoint,
-        pipeline=pipeline,
-        clip=clip,
-        steps=steps,
-        guidance=guidance,
-        negative_prompt=negative,
-        image_crf=defaults.image_crf,
-        dtype=_dtype(request.dtype),
-        transformer=transformer,
-        video_vae=video_vae,
-        audio_vae=read_config(checkpoint, AudioVaeConfig.from_metadata),
-        vocoder=read_config(checkpoint, VocoderConfig.from_metadata),
+    return Model(
+        files,
+        checkpoint,
+        transformer,
+        read_config(checkpoint, VideoVaeConfig.from_metadata),
+        read_config(checkpoint, AudioVaeConfig.from_metadata),
+        read_config(checkpoint, VocoderConfig.from_metadata),
+        defaults_for(checkpoint.version, transformer.layers),
     )
 
 
-def _choose_pipeline(request: Request, files: ModelFiles, video_vae: VideoVaeConfig) -> Pipeline:
+def _known_pipeline(name: str) -> Pipeline:
     available = pipelines()
-    name = request.pipeline or ("distilled" if files.distilled else "one-stage")
     if name not in available:
         raise UserError(f"--pipeline {name}: must be one of {', '.join(available)}")
-    pipeline = available[name]
-    given = [flag(field) for field in pipeline.unused if getattr(request, field) is not None]
-    if given:
-        raise UserError(f"the {name} pipeline does not use {', '.join(given)}")
-    if pipeline.two_stage:
-        if files.spatial_upsampler is None:
-            raise UserError(
-                f"the {name} pipeline needs a spatial x2 upsampler: put it beside {files.checkpoint.name}, "
-                "or pass --spatial-upsampler FILE"
-            )
-        upsampler = read_config(SafetensorsFile(files.spatial_upsampler), UpsamplerConfig.from_metadata)
-        if (upsampler.spatial_factor, upsampler.temporal_factor) != (2, 1):
-            raise UserError(f"{files.spatial_upsampler}: the {name} pipeline needs an upsampler of x2 in space only")
-        if upsampler.in_channels != video_vae.latent_channels:
-            raise UserError(
-                f"{files.spatial_upsampler}: made for latents of {upsampler.in_channels} channels, "
-                f"but {files.checkpoint.name} has {video_vae.latent_channels}"
-            )
-    return pipeline
+    return available[name]
 
 
-def _clip_shape(
-    request: Request, files: ModelFiles, pipeline: Pipeline, vae: VideoVaeConfig, defaults: Defaults
-) -> ClipShape:
+def _check_fields(request: Request, pipeline: Pipeline) -> None:
+    """Everything given is used, and everything needed is given."""
+    given = {entry.name for entry in fields(request) if getattr(request, entry.name) != entry.default}
+    unused = sorted(flag(name) for name in given - EVERYWHERE - pipeline.takes)
+    if unused:
+        raise UserError(f"the {pipeline.name} pipeline does not use {', '.join(dict.fromkeys(unused))}")
+    missing = [flag(name) for name in pipeline.needs if name not in given]
+    if missing:
+        raise UserError(f"the {pipeline.name} pipeline needs {' and '.join(missing)}")
+
+
+def _is_guided(request: Request, pipeline: Pipeline, model: Model) -> bool:
+    if pipeline.guided is not None:
+        return pipeline.guided
+    guided = (not model.files.distilled) if request.guided is None else request.guided
+    if not guided:
+        given = [flag(name) for name in sorted(GUIDANCE) if getattr(request, name) is not None]
+        if given:
+            raise UserError(f"denoising without guidance does not use {', '.join(given)}; --guided turns it on")
+    return guided
+
+
+def _check_upsampler(pipeline: Pipeline, model: Model) -> None:
+    if not pipeline.two_stage:
+        return
+    path = model.files.spatial_upsampler
+    if path is None:
+        raise UserError(
+            f"the {pipeline.name} pipeline needs a spatial x2 upsampler: put it beside {model.files.checkpoint.name}, "
+            "or pass --spatial-upsampler FILE"
+        )
+    upsampler = read_config(SafetensorsFile(path), UpsamplerConfig.from_metadata)
+    if (upsampler.spatial_factor, upsampler.temporal_factor) != (2, 1):
+        raise UserError(f"{path}: the {pipeline.name} pipeline needs an upsampler of x2 in space only")
+    if upsampler.in_channels != model.video_vae.latent_channels:
+        raise UserError(
+            f"{path}: made for latents of {upsampler.in_channels} channels, "
+            f"but {model.files.checkpoint.name} has {model.video_vae.latent_channels}"
+        )
+
+
+def clip_shape(request: Request, model: Model, pipeline: Pipeline) -> ClipShape:
+    """The shape that the request asks for, or else the model's default.
+
+    Raises:
+        UserError: it is not on the model's grid; the message names the nearest shapes that are.
+    """
+    width, height = clip_size(request, model, pipeline)
+    time_scale, entry = model.video_vae.time_scale, model.files.entry
+    if request.segments:
+        frames = frames_for_duration(sum(segment.seconds for segment in request.segments), request.fps, time_scale)
+    elif request.duration is not None:
+        frames = frames_for_duration(request.duration, request.fps, time_scale)
+    else:
+        default = entry.default_frames if entry and entry.default_frames else model.defaults.num_frames
+        frames = request.num_frames or default
+    check_frame_count(frames, time_scale)
+    return ClipShape(frames, height, width, request.fps)
+
+
+def check_frame_count(frames: int, time_scale: int) -> None:
+    nearest = nearest_frame_counts(frames, time_scale)
+    if nearest != (frames,):
+        raise UserError(
+            f"--num-frames {frames}: must be {time_scale}k + 1; the nearest are {' and '.join(map(str, nearest))}"
+        )
+
+
+def clip_size(request: Request, model: Model, pipeline: Pipeline) -> tuple[int, int]:
+    """Width and height in pixels; raises as :func:`clip_shape`."""
     scale = 2 if pipeline.two_stage else 1
-    entry = files.entry
+    entry, defaults = model.files.entry, model.defaults
     size = entry.default_size if entry and entry.default_size else (defaults.width * scale, defaults.height * scale)
-    multiple = vae.space_scale * scale
+    multiple = model.video_vae.space_scale * scale
     width, height = request.width or size[0], request.height or size[1]
     for name, value in (("width", width), ("height", height)):
         nearest = nearest_multiples(value, multiple)
@@ -216,26 +299,15 @@ def _clip_shape(
                 f"{flag(name)} {value}: the {pipeline.name} pipeline makes multiples of {multiple}; "
                 f"the nearest are {' and '.join(map(str, nearest))}"
             )
-    if request.duration is not None:
-        frames = frames_for_duration(request.duration, request.fps, vae.time_scale)
-    else:
-        frames = request.num_frames or (entry.default_frames if entry else None) or defaults.num_frames
-    nearest = nearest_frame_counts(frames, vae.time_scale)
-    if nearest != (frames,):
-        raise UserError(
-            f"--num-frames {frames}: must be {vae.time_scale}k + 1; the nearest are {' and '.join(map(str, nearest))}"
-        )
-    return ClipShape(frames, height, width, request.fps)
+    return width, height
 
 
-def _guidance(request: Request, pipeline: Pipeline, defaults: Defaults, layers: int) -> Guidance:
-    """The generation's guidance with what the request changes; a silent clip has nothing to be isolated from."""
-    if not pipeline.guided:
-        return Guidance()
+def _guidance(request: Request, pipeline: Pipeline, model: Model) -> Guidance:
+    """The generation's guidance with what the request changes; one modality alone has nothing to be isolated from."""
+    defaults, layers = model.defaults.guidance, model.transformer.layers
 
     def params(stream: str, default: GuidanceParams) -> GuidanceParams:
-        names = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
-        given = {name: getattr(request, f"{stream}_{name}") for name in names}
+        given = {name: getattr(request, f"{stream}_{name}") for name in GUIDANCE_NAMES}
         chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
         outside = [block for block in chosen.stg_blocks if not 0 <= block < layers]
         if outside:
@@ -244,8 +316,10 @@ def _guidance(request: Request, pipeline: Pipeline, defaults: Defaults, layers: 
             raise UserError(f"{flag(f'{stream}_stg_scale')} needs at least one block in {flag(f'{stream}_stg_blocks')}")
         return chosen
 
-    video, audio = params("video", defaults.guidance.video), params("audio", defaults.guidance.audio)
-    if not request.audio:
+    video, audio = params("video", defaults.video), params("audio", defaults.audio)
+    if not pipeline.makes_picture:
+        return Guidance(GuidanceParams(), replace(audio, modality_scale=1.0))
+    if not (request.audio and pipeline.makes_sound):
         return Guidance(replace(video, modality_scale=1.0), GuidanceParams())
     return Guidance(video, audio)
 
@@ -254,8 +328,13 @@ def _guidance_fields(guidance: Guidance) -> dict[str, Any]:
     return {
         f"{stream}_{name}": getattr(getattr(guidance, stream), name)
         for stream in ("video", "audio")
-        for name in ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+        for name in GUIDANCE_NAMES
     }
+
+
+def _lasting_name(model: str | None) -> str | None:
+    """A path that holds from any folder; anything else as it is."""
+    return str(Path(model).absolute()) if model is not None and Path(model).exists() else model
 
 
 def _dtype(name: str) -> mx.Dtype:

@@ -11,59 +11,61 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from mlx_ltx.events import Event, Finished, Phase
+from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.images import encode_images, image_phases
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.output import output_phases, write_outputs
-from mlx_ltx.pipelines.pipeline import Pipeline
 from mlx_ltx.pipelines.run import Run
-from mlx_ltx.pipelines.stage import bring_in_transformer, denoise_phase, denoise_stage, load_phase
+from mlx_ltx.pipelines.stage import Given, bring_in_transformer, denoise_phases, denoise_stage, load_phase
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
+from mlx_ltx.sampling.samplers import Euler, GradientEstimating
 from mlx_ltx.sampling.schedules import ltx2_schedule
 
 DENOISE = "denoise"
+SAMPLERS = {"euler": Euler, "gradient-estimation": GradientEstimating}
 
 
 def phases(job: Job) -> list[Phase]:
-    assert job.steps is not None
+    assert job.request.steps is not None
     return [
-        *text_phases(job, prompts=2),
+        *text_phases(job),
         *image_phases(job, stages=1),
         load_phase(job),
-        denoise_phase(DENOISE, "Denoising", job.clip, job.steps),
+        *denoise_phases(job, DENOISE, "Denoising", job.clip, job.request.steps),
         *output_phases(job),
     ]
 
 
 def run(job: Job) -> Generator[Event, None, Finished]:
-    assert job.steps is not None
-    assert job.negative_prompt is not None
     run = Run(job)
     yield run.plan()
-    positive, negative = yield from encode_prompts(run, [job.request.prompt, job.negative_prompt])
+    texts = yield from encode_prompts(run)
     (images,) = yield from encode_images(run, [job.clip])
 
     model = yield from bring_in_transformer(run)
-    latents = yield from denoise_stage(
-        run,
-        DENOISE,
-        model,
-        job.clip,
-        ltx2_schedule(job.steps).tolist(),
-        positive,
-        conditionings=images,
-        guidance=job.guidance,
-        negative=negative,
-    )
+    assert job.request.steps is not None
+    sigmas = ltx2_schedule(job.request.steps).tolist()
+    made = []
+    for shot in run.shots:
+        latents = yield from denoise_stage(
+            run, shot, DENOISE, model, job.clip, sigmas, texts,
+            video=Given(conditionings=images),
+            guidance=job.guidance,
+            sampler=SAMPLERS[job.request.sampler or "euler"](),
+        )  # fmt: skip
+        made.append(latents)
     del model
-    return (yield from write_outputs(run, latents))
+    return (yield from write_outputs(run, made))
 
 
-PIPELINE = Pipeline(
+PIPELINE = fields.Pipeline(
     name="one-stage",
     title="guided, at full size; for dev models",
-    two_stage=False,
+    takes=(
+        fields.PROMPT | fields.SEGMENTS | fields.SIZE | fields.LENGTH | fields.IMAGES | fields.LORAS | fields.GUIDANCE
+    )
+    | {"audio", "sampler"},
     guided=True,
-    unused=("spatial_upsampler",),
     phases=phases,
     run=run,
 )

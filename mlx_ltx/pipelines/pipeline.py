@@ -7,15 +7,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_ltx.events import Event, Finished, Phase
+from mlx_ltx.request import Request
 
 if TYPE_CHECKING:
-    from mlx_ltx.pipelines.job import Job
+    from mlx_ltx.pipelines.job import Job, Model
+    from mlx_ltx.sampling.geometry import ClipShape
 
-GUIDANCE_FIELDS = tuple(
-    f"{stream}_{name}"
-    for stream in ("video", "audio")
-    for name in ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+# Fields of a request that belong together. What a pipeline does not take must be left at its default.
+EVERYWHERE = frozenset({"model", "pipeline", "dtype", "force", "contact_sheet", "output", "output_audio"})
+PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt"})
+SIZE = frozenset({"width", "height"})
+LENGTH = frozenset({"num_frames", "duration", "fps"})
+SEGMENTS = frozenset({"segments"})
+IMAGES = frozenset({"images", "fit"})
+LORAS = frozenset({"loras", "camera"})
+GUIDANCE = frozenset(
+    {"negative_prompt", "steps"}
+    | {
+        f"{stream}_{name}"
+        for stream in ("video", "audio")
+        for name in ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+    }
 )
+TWO_STAGES = frozenset({"spatial_upsampler"})
+HDR = frozenset({"hdr", "output_exr", "output_hdr"})
 
 
 @dataclass(frozen=True)
@@ -25,20 +40,32 @@ class Pipeline:
     Attributes:
         name: what ``--pipeline`` takes.
         title: one line for people.
-        two_stage: made at half size first, then enlarged and refined.
-        guided: several passes per step, with a negative prompt; for models that were not distilled.
-        unused: fields of the request that it does not use; giving one of them is an error.
+        takes: fields of the request that it uses besides ``EVERYWHERE``; giving another one is an error.
         phases: what it will do for a job.
         run: the recipe.
+        needs: fields that must be given.
+        guided: several passes per step, with a negative prompt, for models that were not distilled; None where both
+            kinds of model will do.
+        two_stage: made at half size first, then enlarged and refined.
+        refines: how a model that was not distilled does the second stage: with the distilled LoRA.
+        makes_picture, makes_sound: what there is to write.
+        clip: the clip's shape, where it is not simply asked for.
+        check: anything else that can be known beforehand.
     """
 
     name: str
     title: str
-    two_stage: bool
-    guided: bool
-    unused: tuple[str, ...]
+    takes: frozenset[str]
     phases: Callable[[Job], list[Phase]]
     run: Callable[[Job], Generator[Event, None, Finished]]
+    needs: tuple[str, ...] = ()
+    guided: bool | None = None
+    two_stage: bool = False
+    refines: bool = False
+    makes_picture: bool = True
+    makes_sound: bool = True
+    clip: Callable[[Request, Model], ClipShape] | None = None
+    check: Callable[[Job], None] | None = None
 
 
 def pipelines() -> dict[str, Pipeline]:

@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
 
-from mlx_ltx.events import Event, Finished, MemorySeen, PhaseStarted, Planned
+from mlx_ltx.events import Clip, Event, Finished, MemorySeen, Phase, PhaseStarted, Planned
 from mlx_ltx.pipelines.job import Job
+from mlx_ltx.request import Request
 from mlx_ltx.sampling.noise import Noise
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One clip of a job while it is made.
+
+    Attributes:
+        request: what was asked for, of this clip alone.
+        noise: its one stream of random numbers, drawn from in the order of the recipe.
+    """
+
+    request: Request
+    noise: Noise
+
+
+def per_shot(job: Job, phases: list[Phase]) -> list[Phase]:
+    """Phases that every clip of the job goes through, numbered if there are several."""
+    count = len(job.shots)
+    if count == 1:
+        return phases
+    return [
+        Phase(phase.name, f"{number}/{count} {phase.title}", phase.total, phase.unit)
+        for number in range(1, count + 1)
+        for phase in phases
+    ]
 
 
 class Run:
@@ -20,12 +47,12 @@ class Run:
 
     Attributes:
         job: what is being made.
-        noise: the one stream of random numbers, drawn from in the order of the recipe.
+        shots: its clips.
     """
 
     def __init__(self, job: Job):
         self.job = job
-        self.noise = Noise(job.request.seed)
+        self.shots = [Shot(request, Noise(request.seed)) for request in job.shots]
         self._phases = job.phases()
         self._index = -1
         self._started = time.perf_counter()
@@ -58,18 +85,26 @@ class Run:
         """The last event."""
         if self._index != len(self._phases) - 1:
             raise ValueError(f"the job ends before its phase {self._phases[self._index + 1].name}")
-        request, clip = self.job.request, self.job.clip
+        job, clip = self.job, self.job.clip
         return Finished(
-            video_path=request.output,
-            audio_path=request.output_audio,
-            contact_sheet_path=request.contact_sheet,
-            seed=request.seed,
+            clips=tuple(
+                Clip(
+                    prompt=shot.prompt,
+                    seed=shot.seed,
+                    video_path=shot.output,
+                    audio_path=shot.output_audio,
+                    exr_path=shot.output_exr,
+                    hdr_path=shot.output_hdr,
+                )
+                for shot in job.shots
+            ),
+            contact_sheet_path=job.request.contact_sheet,
             width=clip.width,
             height=clip.height,
             frames=clip.frames,
             fps=clip.fps,
             duration=clip.duration,
-            sample_rate=self.job.vocoder.sample_rate if request.audio else None,
+            sample_rate=job.model.vocoder.sample_rate if job.sound else None,
             seconds=time.perf_counter() - self._started,
             peak_bytes=self._peak,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -12,34 +13,57 @@ from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.upsampler import upsample_latent
 from mlx_ltx.pipelines.job import Job
-from mlx_ltx.pipelines.run import Run
-from mlx_ltx.sampling.denoise import Denoiser, TextContext, denoise
+from mlx_ltx.pipelines.run import Run, Shot, per_shot
+from mlx_ltx.pipelines.text import Texts
+from mlx_ltx.sampling.denoise import Denoiser, denoise
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.guidance import Guidance
-from mlx_ltx.sampling.state import Conditioning, Latents, States, add_noise, audio_state, video_state
+from mlx_ltx.sampling.samplers import Sampler
+from mlx_ltx.sampling.state import Conditioning, Latents, LatentState, States, add_noise, audio_state, video_state
 
 LOAD, UPSAMPLE = "load-transformer", "upsample"
 
 
+@dataclass(frozen=True)
+class Given:
+    """What one modality of a stage starts from.
+
+    Attributes:
+        initial: its latent to change, (1, F, H, W, C) or (1, T, M, C); None starts from nothing.
+        noise: how much noise is mixed in, 0 to 1.
+        conditionings: given content.
+        frozen: it stays as it is.
+    """
+
+    initial: mx.array | None = None
+    noise: float = 1.0
+    conditionings: Sequence[Conditioning] = ()
+    frozen: bool = False
+
+
+NOTHING = Given()
+
+
 def load_phase(job: Job) -> Phase:
-    return Phase(LOAD, f"Loading the transformer of {job.files.name}", job.transformer.layers, "blocks")
+    return Phase(LOAD, f"Loading the transformer of {job.model.files.name}", job.model.transformer.layers, "blocks")
 
 
-def denoise_phase(name: str, title: str, clip: ClipShape, steps: int) -> Phase:
-    return Phase(name, f"{title} {clip.width}x{clip.height}, {clip.frames} frames", steps, "steps")
+def denoise_phases(job: Job, name: str, title: str, clip: ClipShape, steps: int) -> list[Phase]:
+    size = f"{clip.width}x{clip.height}, {clip.frames} frames" if job.pipeline.makes_picture else "the sound"
+    return per_shot(job, [Phase(name, f"{title} {size}", steps, "steps")])
 
 
-def upsample_phase() -> Phase:
-    return Phase(UPSAMPLE, "Enlarging the latent x2", 1, "latents")
+def upsample_phase(job: Job) -> Phase:
+    return Phase(UPSAMPLE, "Enlarging the latent x2", len(job.shots), "latents")
 
 
 def bring_in_transformer(run: Run) -> Generator[Event, None, Transformer]:
-    """Load the transformer block by block; a silent clip leaves out the audio stream."""
+    """Load the transformer block by block; a stream that is not made is left out."""
     return (yield from run.phase(LOAD, _load(run.job)))
 
 
 def _load(job: Job) -> Generator[Event, None, Transformer]:
-    model = load_transformer(job.checkpoint, job.dtype, audio=job.request.audio)
+    model = load_transformer(job.model.checkpoint, job.dtype, video=job.pipeline.makes_picture, audio=job.sound)
     for index, block in enumerate(model.blocks):
         mx.eval(block.parameters())
         yield Progress(LOAD, index + 1, len(model.blocks))
@@ -49,52 +73,63 @@ def _load(job: Job) -> Generator[Event, None, Transformer]:
 
 def denoise_stage(
     run: Run,
+    shot: Shot,
     phase: str,
     model: Transformer,
     clip: ClipShape,
     sigmas: Sequence[float],
-    text: TextContext,
+    texts: Texts,
     *,
-    conditionings: Sequence[Conditioning] = (),
-    initial: Latents | None = None,
-    guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
-    negative: TextContext | None = None,
+    video: Given = NOTHING,
+    audio: Given = NOTHING,
+    guidance: Guidance | None = None,
+    sampler: Sampler | None = None,
 ) -> Generator[Event, None, Latents]:
-    """Noise and denoise both modalities at one size.
+    """Noise and denoise both modalities of a clip at one size.
 
     Args:
         clip: the stage's size.
-        sigmas: its schedule; with ``initial`` the first sigma says how much noise is mixed in.
-        initial: latents to refine; None starts from noise alone.
+        sigmas: its schedule.
+        video, audio: what they start from.
+        guidance: None makes one pass per step.
+        sampler: Euler if None.
 
     Returns:
-        The clean latents, (B, F, H, W, C) and (B, T, M, C).
+        The clean latents, (1, F, H, W, C) and (1, T, M, C); None for a modality that is not made.
     """
     grids = run.job.grids(clip)
-    scale = 1.0 if initial is None else float(sigmas[0])
-    assert grids.video is not None
-    video = add_noise(video_state(grids.video, conditionings, initial.video if initial else None), run.noise, scale)
-    audio = None
-    if grids.audio is not None:
-        audio = add_noise(audio_state(grids.audio, initial=initial.audio if initial else None), run.noise, scale)
-    states = States(video, audio)
-    denoiser = Denoiser(model, states, text, guidance, negative)
-    final = yield from run.phase(phase, denoise(denoiser, states, sigmas, grids, phase))
-    return grids.unpatchify(
-        Latents(*(state.latent if state is not None else None for state in (final.video, final.audio)))
+    states = States(
+        video_state(grids.video, video.conditionings, video.initial) if grids.video else None,
+        audio_state(grids.audio, audio.conditionings, audio.initial) if grids.audio else None,
     )
+    noised = States(*(_noised(state, given, shot) for state, given in zip(states, (video, audio), strict=True)))
+    negative = texts.negative if guidance is not None else None
+    denoiser = Denoiser(model, noised, texts.positive(shot), guidance or Guidance(), negative)
+    final = yield from run.phase(phase, denoise(denoiser, noised, sigmas, grids, phase, sampler))
+    return grids.unpatchify(Latents(*(None if state is None else state.latent for state in final)))
 
 
-def enlarge(run: Run, latent: mx.array) -> Generator[Event, None, mx.array]:
-    """The video latent at twice the height and width."""
-    return (yield from run.phase(UPSAMPLE, _enlarge(run.job, latent)))
+def _noised(state: LatentState | None, given: Given, shot: Shot) -> LatentState | None:
+    """With noise mixed in; the random numbers are drawn even where none of them is used, as in the reference."""
+    if state is None:
+        return None
+    if given.frozen:
+        state = replace(state, frozen=True, mask=state.mask * 0)
+    return add_noise(state, shot.noise, given.noise)
 
 
-def _enlarge(job: Job, latent: mx.array) -> Generator[Event, None, mx.array]:
-    assert job.files.spatial_upsampler is not None
-    upsampler = load_upsampler(SafetensorsFile(job.files.spatial_upsampler), job.dtype)
-    statistics = load_statistics(job.checkpoint, job.video_vae.latent_channels)
-    enlarged = upsample_latent(upsampler, latent, statistics)
-    mx.eval(enlarged)
-    yield Progress(UPSAMPLE, 1, 1)
+def enlarge(run: Run, latents: Sequence[mx.array]) -> Generator[Event, None, list[mx.array]]:
+    """Video latents at twice the height and width."""
+    return (yield from run.phase(UPSAMPLE, _enlarge(run.job, latents)))
+
+
+def _enlarge(job: Job, latents: Sequence[mx.array]) -> Generator[Event, None, list[mx.array]]:
+    assert job.model.files.spatial_upsampler is not None
+    upsampler = load_upsampler(SafetensorsFile(job.model.files.spatial_upsampler), job.dtype)
+    statistics = load_statistics(job.model.checkpoint, job.model.video_vae.latent_channels)
+    enlarged = []
+    for index, latent in enumerate(latents):
+        enlarged.append(upsample_latent(upsampler, latent, statistics))
+        mx.eval(enlarged[-1])
+        yield Progress(UPSAMPLE, index + 1, len(latents))
     return enlarged

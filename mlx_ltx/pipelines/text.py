@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -11,33 +12,62 @@ from mlx_ltx.checkpoints.gemma import load_gemma, read_gemma_config
 from mlx_ltx.events import Event, Phase, Progress, Warned
 from mlx_ltx.models.text_encoder import PromptStates, embed_prompt, read_prompt
 from mlx_ltx.pipelines.job import Job
-from mlx_ltx.pipelines.run import Run
+from mlx_ltx.pipelines.run import Run, Shot
 from mlx_ltx.sampling.denoise import TextContext
 
 READ, EMBED = "read-text", "embed-text"
 
 
-def text_phases(job: Job, prompts: int) -> list[Phase]:
-    title = "prompt" if prompts == 1 else "prompts"
-    layers = prompts * read_gemma_config(job.files.text_encoder)[0].hidden_states
+@dataclass(frozen=True)
+class Texts:
+    """The embedded texts of a job.
+
+    Attributes:
+        contexts: each different text's embedding.
+        job: tells which texts a clip goes by.
+    """
+
+    contexts: dict[str, TextContext]
+    job: Job
+
+    def positive(self, shot: Shot) -> TextContext:
+        """What a clip is to follow: its prompt, or its segments, each for its part of the time."""
+        segments = shot.request.segments
+        if not segments:
+            return self.contexts[shot.request.prompt]
+        return TextContext.timed([(self.contexts[segment.text], segment.seconds) for segment in segments])
+
+    @property
+    def negative(self) -> TextContext | None:
+        """What to steer away from, in guided denoising."""
+        if self.job.guidance is None or self.job.request.negative_prompt is None:
+            return None
+        return self.contexts[self.job.request.negative_prompt]
+
+
+def text_phases(job: Job) -> list[Phase]:
+    count = len(job.prompts)
+    title = "prompt" if count == 1 else f"{count} prompts"
+    layers = count * read_gemma_config(job.model.files.text_encoder)[0].hidden_states
     return [
-        Phase(READ, f"Reading the {title} with {job.files.text_encoder.name}", layers, "layers"),
+        Phase(READ, f"Reading the {title} with {job.model.files.text_encoder.name}", layers, "layers"),
         Phase(EMBED, f"Embedding the {title}", None, "layers"),
     ]
 
 
-def encode_prompts(run: Run, prompts: Sequence[str]) -> Generator[Event, None, list[TextContext]]:
-    """Encode prompts one by one; the text model is gone from memory before its successors come in."""
-    read = yield from run.phase(READ, _read(run.job, prompts))
-    return (yield from run.phase(EMBED, _embed(run.job, read)))
+def encode_prompts(run: Run) -> Generator[Event, None, Texts]:
+    """Encode every text of the job; the text model is gone from memory before its successors come in."""
+    read = yield from run.phase(READ, _read(run.job))
+    embedded = yield from run.phase(EMBED, _embed(run.job, read))
+    return Texts(dict(zip(run.job.prompts, embedded, strict=True)), run.job)
 
 
-def _read(job: Job, prompts: Sequence[str]) -> Generator[Event, None, list[PromptStates]]:
+def _read(job: Job) -> Generator[Event, None, list[PromptStates]]:
     # Gemma's hidden states leave float16's range.
     dtype = mx.float32 if job.dtype == mx.float32 else mx.bfloat16
-    model, tokenizer = load_gemma(job.files.text_encoder, dtype)
+    model, tokenizer = load_gemma(job.model.files.text_encoder, dtype)
     results = []
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(job.prompts):
         tokens = tokenizer(prompt)
         if tokens.dropped:
             yield Warned(f"the prompt is {tokens.dropped} tokens longer than the model reads; its end is ignored")
@@ -48,14 +78,14 @@ def _read(job: Job, prompts: Sequence[str]) -> Generator[Event, None, list[Promp
             except StopIteration as end:
                 results.append(end.value)
                 break
-            yield Progress(READ, index * step.total + step.done, len(prompts) * step.total)
+            yield Progress(READ, index * step.total + step.done, len(job.prompts) * step.total)
     return results
 
 
 def _embed(job: Job, prompts: list[PromptStates]) -> Generator[Event, None, list[TextContext]]:
-    gemma, _ = read_gemma_config(job.files.text_encoder)
-    features = load_text_features(job.checkpoint, gemma, job.dtype)
-    connectors = load_connectors(job.checkpoint, job.dtype)
+    gemma, _ = read_gemma_config(job.model.files.text_encoder)
+    features = load_text_features(job.model.checkpoint, gemma, job.dtype)
+    connectors = load_connectors(job.model.checkpoint, job.dtype)
     results = []
     for index, prompt in enumerate(prompts):
         embedding = embed_prompt(features, connectors, prompt)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_ltx.errors import UserError
-from mlx_ltx.media.contact_sheet import ContactSheet, contact_sheet, evenly_spaced
+from mlx_ltx.media.contact_sheet import ContactSheet, evenly_spaced, save_sheets
 
 
 def flat(levels, height=180, width=320):
@@ -25,9 +25,10 @@ def test_spacing(frames, cells):
         assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
 
 
-def test_shows_the_right_frames_in_reading_order(tmp_path):
-    contact_sheet(flat(range(0, 121)), tmp_path / "sheet.png", 24, cells=6, columns=3, labels=False)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+def test_shows_the_right_frames_in_reading_order():
+    frames = ContactSheet(121, 24, cells=6)
+    frames.add(flat(range(0, 121)))
+    sheet = np.asarray(frames.draw(columns=3, labels=False))
     assert sheet.shape == (2 * 180 + 3 * 8, 3 * 320 + 4 * 8, 3)
     centres = [sheet[8 + 90 + row * 188, 8 + 160 + column * 328, 0] for row in range(2) for column in range(3)]
     assert centres == [0, 24, 48, 72, 96, 120]
@@ -54,12 +55,13 @@ def test_labels_are_drawn_below_the_frames():
 
 def test_the_waveform_spans_the_picture():
     """Two seconds of picture, one second of sound that is loud on its first half only."""
-    sheet = ContactSheet(48, 24, cells=4)
-    sheet.add(flat(range(48), 90, 160))
     sound = np.zeros((1000, 2), np.float32)
     sound[:500] = np.resize([0.9, -0.9], 500)[:, None]
-    image = np.asarray(sheet.draw(labels=False, waveform=sound, rate=1000)).astype(int)
-    bare = np.asarray(sheet.draw(labels=False)).shape[0]
+    silent, sheet = ContactSheet(48, 24, cells=4), ContactSheet(48, 24, cells=4, waveform=sound, rate=1000)
+    for each in (silent, sheet):
+        each.add(flat(range(48), 90, 160))
+    image = np.asarray(sheet.draw(labels=False)).astype(int)
+    bare = np.asarray(silent.draw(labels=False)).shape[0]
     assert image.shape[0] == bare + 104
     blue = (image[bare : bare + 96, 8:-8, 2] > 150).sum(0)  # lit pixels per column
     quarter = len(blue) // 4
@@ -93,9 +95,24 @@ def test_misuse(tmp_path):
     with pytest.raises(ValueError, match="columns"):
         sheet.draw(columns=0)
     with pytest.raises(ValueError, match="rate"):
-        sheet.draw(waveform=np.zeros((10, 2)))
+        ContactSheet(5, 24, waveform=np.zeros((10, 2)))
     with pytest.raises(UserError, match=r"\.png"):
-        sheet.save(tmp_path / "sheet.jpg")
-    sheet.save(tmp_path / "sheet.png")
+        save_sheets([sheet], tmp_path / "sheet.jpg")
+    save_sheets([sheet], tmp_path / "sheet.png")
     with pytest.raises(UserError, match="--force"):
-        sheet.save(tmp_path / "sheet.png")
+        save_sheets([sheet], tmp_path / "sheet.png")
+
+
+def test_several_clips_stand_below_each_other_under_their_titles(tmp_path):
+    """Frames of two levels; the second clip's title is too long for its line."""
+    sheets = [ContactSheet(3, 24, title="one"), ContactSheet(3, 24, title="two " * 500)]
+    for level, sheet in zip((50, 200), sheets, strict=True):
+        sheet.add(flat([level] * 3))
+    save_sheets(sheets, tmp_path / "sheet.png")
+    image = np.asarray(Image.open(tmp_path / "sheet.png"))
+    single = sheets[0].draw().height
+    assert image.shape[0] == 2 * single
+    assert image[24 + 8 + 90, 8 + 160, 0] == 50
+    assert image[single + 24 + 8 + 90, 8 + 160, 0] == 200
+    assert image[single : single + 24, :-8].max() > 150
+    assert image[single : single + 30, -8:].max() < 60

@@ -1,0 +1,124 @@
+"""What the two-stage recipes have in common: draft at half the size, enlarge x2, refine at full size.
+
+They differ in what is given, in how the first stage is denoised, and in which stage's sound is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from mlx_ltx.events import Event, Finished, Phase
+from mlx_ltx.pipelines.images import encode_images, image_phases
+from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.output import output_phases, write_outputs
+from mlx_ltx.pipelines.run import Run, Shot
+from mlx_ltx.pipelines.stage import (
+    Given,
+    bring_in_transformer,
+    denoise_phases,
+    denoise_stage,
+    enlarge,
+    load_phase,
+    upsample_phase,
+)
+from mlx_ltx.pipelines.text import encode_prompts, text_phases
+from mlx_ltx.sampling.samplers import Sampler
+from mlx_ltx.sampling.schedules import DISTILLED, REFINEMENT, ltx2_schedule
+from mlx_ltx.sampling.state import Conditioning, Latents
+
+DENOISE, REFINE = "denoise", "refine"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is given to both stages.
+
+    Attributes:
+        first, second: conditionings of the picture in each stage.
+        first_sound: what the sound of the first stage starts from.
+        second_sound: the same for the second, made from the first stage's latents; None refines what it made.
+    """
+
+    first: Sequence[Conditioning] = ()
+    second: Sequence[Conditioning] = ()
+    first_sound: Given = field(default_factory=Given)
+    second_sound: Callable[[Latents], Given] | None = None
+
+
+@dataclass(frozen=True)
+class TwoStages:
+    """A two-stage recipe.
+
+    Attributes:
+        encode: make the material; by default the given images, at both sizes.
+        encode_phases: what that will do.
+        schedule: the first stage's sigmas; by default the distilled ones, or the LTX-2 schedule when guided.
+        sampler: of both stages, new for each run; Euler if None.
+        keep_first_sound: the sound of the first stage is the clip's; the second one's is only company for the picture.
+    """
+
+    encode: Callable[[Run], Generator[Event, None, Material]] | None = None
+    encode_phases: Callable[[Job], list[Phase]] | None = None
+    schedule: Callable[[Job], Sequence[float]] | None = None
+    sampler: Callable[[Shot], Sampler] | None = None
+    keep_first_sound: bool = False
+
+    def sigmas(self, job: Job) -> Sequence[float]:
+        if self.schedule is not None:
+            return self.schedule(job)
+        if job.guidance is None:
+            return DISTILLED
+        assert job.request.steps is not None
+        return ltx2_schedule(job.request.steps).tolist()
+
+    def phases(self, job: Job) -> list[Phase]:
+        draft = denoise_phases(job, DENOISE, "Denoising", job.clip.halved(), len(self.sigmas(job)) - 1)
+        refine = denoise_phases(job, REFINE, "Refining", job.clip, len(REFINEMENT) - 1)
+        encode = self.encode_phases(job) if self.encode_phases else image_phases(job, stages=2)
+        return [
+            *text_phases(job),
+            *encode,
+            load_phase(job),
+            *draft,
+            upsample_phase(job),
+            *refine,
+            *output_phases(job),
+        ]
+
+    def run(self, job: Job) -> Generator[Event, None, Finished]:
+        run = Run(job)
+        yield run.plan()
+        half = job.clip.halved()
+        texts = yield from encode_prompts(run)
+        material = yield from (self.encode or encode_given_images)(run)
+
+        model = yield from bring_in_transformer(run)
+        drafts = []
+        for shot in run.shots:
+            draft = yield from denoise_stage(
+                run, shot, DENOISE, model, half, self.sigmas(job), texts,
+                video=Given(conditionings=material.first),
+                audio=material.first_sound,
+                guidance=job.guidance,
+                sampler=self.sampler(shot) if self.sampler else None,
+            )  # fmt: skip
+            drafts.append(draft)
+        enlarged = yield from enlarge(run, [draft.video for draft in drafts])
+        made = []
+        for shot, draft, video in zip(run.shots, drafts, enlarged, strict=True):
+            refined = yield from denoise_stage(
+                run, shot, REFINE, model, job.clip, REFINEMENT, texts,
+                video=Given(video, REFINEMENT[0], material.second),
+                audio=material.second_sound(draft) if material.second_sound else Given(draft.audio, REFINEMENT[0]),
+                sampler=self.sampler(shot) if self.sampler else None,
+            )  # fmt: skip
+            made.append(Latents(refined.video, draft.audio if self.keep_first_sound else refined.audio))
+        del model
+        return (yield from write_outputs(run, made))
+
+
+def encode_given_images(run: Run, guiding: bool = False) -> Generator[Event, None, Material]:
+    """The given images at both sizes."""
+    first, second = yield from encode_images(run, [run.job.clip.halved(), run.job.clip], guiding)
+    return Material(first, second)
