@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -298,7 +299,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(total_memory() / (1 << 30), 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": metadata.version("mlx"),
         "mlx_ltx": mlx_ltx.__version__,
         "device": str(mx.device_info().get("device_name", mx.default_device())),
         "backend": "cpu" if on_cpu() else "gpu",
@@ -399,7 +400,7 @@ WHOLE, NUMBER = positive(int, "a positive whole number"), positive(float, "a pos
 def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 256x160")
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 192x128")
     return int(match[1]), int(match[2])
 
 
@@ -438,8 +439,8 @@ def build_parser() -> Parser:
     block.set_defaults(run=benchmark_block)
 
     decode = commands.add_parser("decode", parents=[common, dtype, shape], help="the video decoder")
-    decode.add_argument("--size", type=size, default=(96, 64), metavar="WxH", help="pixels (96x64)")
-    decode.add_argument("--frames", type=WHOLE, default=17, metavar="N", help="(%(default)s)")
+    decode.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="pixels (64x64)")
+    decode.add_argument("--frames", type=WHOLE, default=9, metavar="N", help="(%(default)s)")
     decode.add_argument(
         "--modes", nargs="+", choices=["streamed", "whole"], default=["streamed", "whole"], help="(both)"
     )

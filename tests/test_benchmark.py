@@ -153,7 +153,7 @@ def test_peak_memory_is_what_the_run_adds():
         (["block", "--repeats", "0"], "--repeats: 0 is not a positive whole number"),
         (["block", "--tokens", "many"], "--tokens: many is not a positive whole number"),
         (["vocoder", "--seconds", "nan"], "--seconds: nan is not a positive number"),
-        (["decode", "--size", "256"], "--size: 256 is not a size such as 256x160"),
+        (["decode", "--size", "256"], "--size: 256 is not a size such as 192x128"),
         (["decode", "--checkpoint", VIDEO_VAE, "--size", "64x65"], "--size 64x65: width and height must be multiples"),
         (["decode", "--checkpoint", VIDEO_VAE, "--frames", "10"], "--frames 10: must be"),
         (["decode", "--checkpoint", TRANSFORMER], "vae"),
