@@ -48,10 +48,14 @@ def load_transformer(
 ) -> Transformer:
     """The transformer, or only one of its streams."""
     config = read_config(file, lambda values: TransformerConfig.from_metadata(values, video=video, audio=audio))
-    skip: tuple[str, ...] = ()
-    if not (video and audio):
-        skip = (*(() if video else VIDEO_PARTS), *(() if audio else AUDIO_PARTS), *CROSS_PARTS)
-    return load_weights(Transformer(config), file, keymaps.TRANSFORMER, dtype, skip)
+    return load_weights(Transformer(config), file, keymaps.TRANSFORMER, dtype, left_out(config))
+
+
+def left_out(config: TransformerConfig) -> tuple[str, ...]:
+    """Regular expressions of the module paths that a transformer of one stream lacks; nothing for both streams."""
+    if config.video and config.audio:
+        return ()
+    return (*(() if config.video else VIDEO_PARTS), *(() if config.audio else AUDIO_PARTS), *CROSS_PARTS)
 
 
 def load_text_features(file: SafetensorsFile, gemma: GemmaConfig, dtype: mx.Dtype) -> FeatureExtractor:

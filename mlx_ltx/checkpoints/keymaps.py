@@ -85,6 +85,26 @@ TRANSFORMER = KeyMap(
         *ATTENTION,
     ),
 )
+# Layers as other tools spell them in LoRA files, and the official spelling; both sides below the prefix. Diffusers:
+# scripts/convert_ltx2_to_diffusers.py (its renamed norms and tables are no layers, so no LoRA can change them).
+DIFFUSERS_LAYERS = (
+    (r"^(audio_)?proj_in\b", r"\1patchify_proj"),
+    (r"^(audio_)?time_embed\b", r"\1adaln_single"),
+    (r"^(audio_)?prompt_adaln\b", r"\1prompt_adaln_single"),
+    (r"^av_cross_attn_(video|audio)_scale_shift\b", r"av_ca_\1_scale_shift_adaln_single"),
+    (r"^av_cross_attn_(?:video|audio)_(a2v|v2a)_gate\b", r"av_ca_\1_gate_adaln_single"),
+)
+# Kohya's tools write every dot as an underscore.
+FLATTENED_LAYERS = (
+    (r"^transformer_blocks_(\d+)_", r"transformer_blocks.\1."),
+    (r"_to_out_0$", ".to_out.0"),
+    (r"_(to_(?:q|k|v|gate_logits))$", r".\1"),
+    (r"ff_net_0_proj$", "ff.net.0.proj"),
+    (r"ff_net_2$", "ff.net.2"),
+    (r"_emb_timestep_embedder_(linear_[12])$", r".emb.timestep_embedder.\1"),
+    (r"_linear$", ".linear"),
+    (r"(caption_projection)_(linear_[12])$", r"\1.\2"),
+)
 CONNECTORS = KeyMap(
     name="text connectors",
     roots=("model.diffusion_model.",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ FOREIGN = (
     ("a latent upsampler", re.compile(r"initial_conv\.")),
     ("a language model (a text encoder?)", re.compile(r"(language_model\.)?model\.(embed_tokens|layers\.\d+)\.")),
     ("a VAE", re.compile(r"(vae\.|audio_vae\.|first_stage_model\.)?(encoder|decoder)\.")),
+)
+
+# The same for the layers that a LoRA names, with dots or, as Kohya's tools write them, underscores.
+LORA_PREFIX = re.compile(
+    r"(base_model\.model\.)?(model\.)?((diffusion_model|transformer|unet)\.|lora_(unet|transformer)_)?"
+)
+FOREIGN_LAYERS = (
+    ("HunyuanVideo", re.compile(r"double_blocks[._]\d+[._]img_attn_|.*token_refiner")),
+    ("Flux", re.compile(r"(double|single)_blocks[._]|single_transformer_blocks[._]")),
+    ("Stable Diffusion 3", re.compile(r"joint_blocks[._]")),
+    ("Stable Diffusion", re.compile(r"(down|up|mid|input|output|middle)_blocks?[._]")),
+    ("Wan", re.compile(r"blocks[._]\d+[._](self_attn|cross_attn|ffn)[._]")),
+    ("Qwen-Image", re.compile(r"transformer_blocks[._]\d+[._]((img|txt)_(mod|mlp)[._]|attn[._])")),
+    ("a language model", re.compile(r"(language_model[._])?(model[._])?layers[._]\d+[._](self_attn|mlp)[._]")),
 )
 
 
@@ -97,3 +112,12 @@ def missing_gemma_files(folder: Path) -> list[str]:
         shards = [f"{match['stem']}-{i:0{width}d}-of-{match['count']}.safetensors" for i in range(1, count + 1)]
         missing += [name for name in shards if name not in present and name not in missing]
     return missing
+
+
+def what_model(layers: Iterable[str]) -> str:
+    """What a LoRA was made for, as far as the names of its layers tell; they may carry a tool's prefix."""
+    below = [LORA_PREFIX.sub("", layer, count=1) for layer in layers]
+    for description, mark in FOREIGN_LAYERS:
+        if any(mark.match(name) for name in below):
+            return description
+    return "a model of unknown kind"
