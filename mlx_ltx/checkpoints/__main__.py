@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from mlx_ltx.checkpoints.catalogue import MODELS, TEXT_ENCODERS, find_model, similar_names
-from mlx_ltx.checkpoints.hub import Part, format_bytes, model_parts, plan_download
+from mlx_ltx.checkpoints.hub import DownloadPlan, Part, format_bytes, model_parts, plan_download, plan_parts
+from mlx_ltx.checkpoints.lora_catalogue import LORAS, find_lora
+from mlx_ltx.checkpoints.lora_resolve import loras_on_disk
 from mlx_ltx.checkpoints.offer import show_download
 from mlx_ltx.checkpoints.resolve import models_on_disk
 from mlx_ltx.errors import UserError
@@ -18,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="what there is, and what is on this machine")
     get = commands.add_parser("download", help="fetch a model into the Hugging Face cache; resumes where it stopped")
-    get.add_argument("name", metavar="NAME", help="a model of the list")
+    get.add_argument("name", metavar="NAME", help="a model or a LoRA of the list")
     get.add_argument("--text-encoder", choices=TEXT_ENCODERS, help="another build of Gemma 3 than the model's own")
     get.add_argument("--dry-run", action="store_true", help="say what would be fetched, and stop")
     get.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
@@ -26,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def list_models() -> None:
-    """A line per model, then the text encoders to choose from."""
+    """A line per model, then the text encoders to choose from, then the LoRAs."""
     on_disk = {entry.name for entry in models_on_disk()}
     for entry in MODELS.values():
         approximate = any(part.approximate for part in model_parts(entry))
@@ -39,22 +41,37 @@ def list_models() -> None:
     print("\ntext encoders (download NAME --text-encoder ...):")
     for encoder in TEXT_ENCODERS.values():
         print(f"{encoder.name:<20} {'~' + format_bytes(encoder.nbytes):>10}  {encoder.title}")
+    print("\nLoRAs (--lora NAME, or --camera for a camera move):")
+    loras_here = {entry.name for entry in loras_on_disk()}
+    for lora in LORAS.values():
+        size = ("~" if lora.file.approximate else "") + format_bytes(lora.file.nbytes)
+        here = " (on this machine)" if lora.name in loras_here else ""
+        print(f"{lora.name:<28} {size:>8}  {lora.title}; for LTX-{' and LTX-'.join(lora.generations)}{here}")
 
 
 def get_model(name: str, text_encoder: str | None, dry_run: bool, as_json: bool) -> None:
-    """Say what is fetched, then fetch it."""
+    """Fetch a model or a LoRA by its name."""
     entry = find_model(name)
+    if entry is None and (lora := find_lora(name)):
+        if text_encoder:
+            raise UserError(f"--text-encoder: {lora.name} is a LoRA, which has none")
+        fetch(plan_parts(lora.name, [lora.file]), dry_run, as_json)
+        return
     if entry is None:
-        similar = similar_names(name, list(MODELS))
+        similar = similar_names(name, [*MODELS, *LORAS])
         known = f"did you mean {' or '.join(similar)}?" if similar else f"the names are {', '.join(MODELS)}"
-        raise UserError(f"{name}: no model of that name; {known}")
+        raise UserError(f"{name}: no model or LoRA of that name; {known}")
     if entry.embedded:
         raise UserError(f"{entry.name} comes with the package; there is nothing to download")
     parts: list[Part] = [
         TEXT_ENCODERS[text_encoder] if text_encoder and part is entry.text_encoder else part
         for part in model_parts(entry)
     ]
-    plan = plan_download(entry, parts)
+    fetch(plan_download(entry, parts), dry_run, as_json)
+
+
+def fetch(plan: DownloadPlan, dry_run: bool, as_json: bool) -> None:
+    """Say what is fetched, and fetch it unless it is a dry run."""
     print(plan.summary(), file=sys.stderr)
     if not dry_run:
         show_download(plan, as_json)

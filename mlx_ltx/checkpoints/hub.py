@@ -43,6 +43,7 @@ from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from mlx_ltx.checkpoints.catalogue import MODELS, Licence, ModelEntry, RemoteFile, TextEncoderEntry
+from mlx_ltx.checkpoints.lora_catalogue import LORAS
 from mlx_ltx.checkpoints.recognise import missing_gemma_files
 from mlx_ltx.errors import UserError
 
@@ -345,6 +346,9 @@ def _licence(part: Part) -> Licence:
     for entry in MODELS.values():
         if entry.checkpoint and entry.checkpoint.repo == part.repo:
             return entry.licence
+    for lora in LORAS.values():
+        if lora.file == part:
+            return lora.licence
     return page_licence(part.repo)
 
 

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from mlx_ltx.checkpoints.catalogue import MODELS
+from mlx_ltx.checkpoints.catalogue import MODELS, RemoteFile
 from mlx_ltx.checkpoints.hub import DownloadPlan, download
+from mlx_ltx.checkpoints.lora_catalogue import LORAS
 from mlx_ltx.checkpoints.resolve import MissingFiles
 from mlx_ltx.errors import UserError
 
@@ -42,7 +43,13 @@ def with_model(action: Callable[[], T], interactive: bool) -> T:
 
 
 def commands(plan: DownloadPlan) -> str:
-    """The two ways on, as commands."""
+    """The ways on, as commands."""
+    if plan.title in LORAS:
+        return f"get it with `python -m mlx_ltx.checkpoints download {plan.title}`"
+    files = [part for part in plan.parts if isinstance(part, RemoteFile)]
+    if plan.title not in MODELS and len(files) == len(plan.parts):
+        # Files that the catalogue does not know: the hub's own tool puts them into the same cache.
+        return "get it with " + " and ".join(f"`hf download {file.repo} {file.name}`" for file in files)
     name = plan.title if plan.title in MODELS else next(iter(MODELS))
     return f"get it with `python -m mlx_ltx.checkpoints download {name}`, or try the tiny one with `--model demo`"
 

@@ -128,9 +128,9 @@ def resolve_model(
     path = Path(spec).expanduser()
     if path.exists():
         return _resolve_path(path, text_encoder, chosen_upsampler)
-    if (match := HUB_ID.fullmatch(spec)) and not _looks_like_a_path(spec):
+    if (match := HUB_ID.fullmatch(spec)) and not looks_like_a_path(spec):
         return _resolve_hub(match["repo"], match["file"], text_encoder, chosen_upsampler)
-    if _looks_like_a_path(spec):
+    if looks_like_a_path(spec):
         raise UserError(f"--model {spec}: there is nothing at that path")
     similar = similar_names(spec, model_names())
     known = f"did you mean {' or '.join(similar)}?" if similar else f"the names are {', '.join(MODELS)}"
@@ -319,7 +319,7 @@ def _text_encoder(value: str | None, preferred: TextEncoderEntry | None) -> Path
         return _complete_gemma(folders[0])
     if path.exists():
         raise UserError(f"--text-encoder {value}: is a file; give the folder that holds Gemma's config.json")
-    if HUB_ID.fullmatch(value) and ":" not in value and not _looks_like_a_path(value):
+    if HUB_ID.fullmatch(value) and ":" not in value and not looks_like_a_path(value):
         return _text_encoder_on_hub(value)
     similar = similar_names(value, list(TEXT_ENCODERS))
     known = f"did you mean {' or '.join(similar)}?" if similar else f"the names are {', '.join(TEXT_ENCODERS)}"
@@ -337,7 +337,7 @@ def _text_encoder_on_hub(repo: str) -> Path | TextEncoderEntry:
             raise UserError(f"--text-encoder {repo}: is not a Gemma 3 model")
         return folder
     sizes = {name: size for name, size in list_repository(repo).items() if entry.selects(name)}
-    if "config.json" not in sizes or not _safetensors(sizes):
+    if "config.json" not in sizes or not safetensors_names(sizes):
         raise UserError(f"--text-encoder {repo}: the repository holds no Gemma 3 model in safetensors")
     nbytes = sum(sizes.values())
     return TextEncoderEntry(repo, repo, nbytes, repo, entry.licence, approximate=False)
@@ -369,7 +369,7 @@ def _resolve_hub(repo: str, name: str | None, text_encoder: str | None, upsample
     if name is not None:
         sizes = list_repository(repo)
         if name not in sizes:
-            similar = similar_names(name, _safetensors(sizes))
+            similar = similar_names(name, safetensors_names(sizes))
             hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
             raise UserError(f"--model {repo}:{name}: no such file in the repository{hint}")
         checkpoint = RemoteFile(repo, name, sizes[name])
@@ -382,7 +382,7 @@ def _only_checkpoint(repo: str) -> RemoteFile:
     """The one file of a hub repository that can be its checkpoint."""
     sizes = list_repository(repo)
     side_files = re.compile(r"lora|upscaler|upsampler|embed", re.IGNORECASE)
-    candidates = [name for name in _safetensors(sizes) if not side_files.search(name)]
+    candidates = [name for name in safetensors_names(sizes) if not side_files.search(name)]
     if len(candidates) == 1:
         return RemoteFile(repo, candidates[0], sizes[candidates[0]])
     if not candidates:
@@ -391,10 +391,12 @@ def _only_checkpoint(repo: str) -> RemoteFile:
     raise UserError(f"--model {repo}: holds several files; choose one, such as {choices}")
 
 
-def _safetensors(names: Iterable[str]) -> list[str]:
+def safetensors_names(names: Iterable[str]) -> list[str]:
+    """The safetensors files among a repository's files."""
     return sorted(name for name in names if name.endswith(".safetensors"))
 
 
-def _looks_like_a_path(text: str) -> bool:
+def looks_like_a_path(text: str) -> bool:
+    """Whether what a user typed can only be meant as a path on this machine."""
     head = text.partition(":")[0]
     return head.startswith(("/", "~", "./", "../")) or head.count("/") > 1 or head.endswith(".safetensors")
