@@ -85,13 +85,14 @@ def test_streaming_needs_less_memory_than_a_whole_clip(capsys, tmp_path):
 
 
 def test_the_dtype_is_used(capsys, tmp_path):
+    flags = ["block", "--checkpoint", TRANSFORMER, "--tokens", "512", "--repeats", "2"]
     wide, narrow = (
-        run(capsys, tmp_path, *COMMANDS["block"], "--repeats", "1", "--dtype", dtype)[1]["results"][1]
+        run(capsys, tmp_path, *flags, "--dtype", dtype)[1]["results"][0]
         for dtype in ("float32", "bfloat16")
     )
     assert narrow["name"].endswith("bfloat16")
     assert wide["name"].endswith("float32")
-    assert narrow["peak_bytes"] < wide["peak_bytes"]
+    assert narrow["peak_bytes"] < 0.8 * wide["peak_bytes"]
 
 
 def test_the_published_widths_are_the_default():
