@@ -87,8 +87,7 @@ def test_streaming_needs_less_memory_than_a_whole_clip(capsys, tmp_path):
 def test_the_dtype_is_used(capsys, tmp_path):
     flags = ["block", "--checkpoint", TRANSFORMER, "--tokens", "512", "--repeats", "2"]
     wide, narrow = (
-        run(capsys, tmp_path, *flags, "--dtype", dtype)[1]["results"][0]
-        for dtype in ("float32", "bfloat16")
+        run(capsys, tmp_path, *flags, "--dtype", dtype)[1]["results"][0] for dtype in ("float32", "bfloat16")
     )
     assert narrow["name"].endswith("bfloat16")
     assert wide["name"].endswith("float32")
