@@ -171,7 +171,7 @@ class StreamInput:
         context: (B, S, context_dim or caption_channels) text embeddings.
         rope: from :meth:`Transformer.rope`.
         level_of_token: (B, T) int32 index into ``timesteps``, or None.
-        context_mask: (B, S), 1 for text tokens to attend to, 0 for others; None attends to all.
+        context_mask: (B, S), or (B, T, S) for each token, 1 for text to attend to, 0 for other; None attends to all.
         attention_bias: from :meth:`Transformer.attention_bias`; None lets tokens attend to each other fully.
         keyframes_mask: (B, T), positive for tokens that encode a single pixel frame; None marks none.
         frozen: the stream stays as it is and only serves the other one as context.
@@ -581,5 +581,6 @@ def _keep(kept: list[bool]) -> mx.array | bool:
 
 
 def _context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """(B, S) ones and zeros to an additive bias (B, 1, 1, S)."""
-    return mx.where(mask > 0, 0.0, mx.finfo(dtype).min).astype(dtype)[:, None, None]
+    """(B, S) or (B, T, S) ones and zeros to an additive bias (B, 1, 1 or T, S)."""
+    bias = mx.where(mask > 0, 0.0, mx.finfo(dtype).min).astype(dtype)
+    return bias[:, None, None] if mask.ndim == 2 else bias[:, None]

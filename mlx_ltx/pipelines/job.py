@@ -23,6 +23,7 @@ from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
+from mlx_ltx.pipelines.loras import StageLoras, choose_loras
 from mlx_ltx.pipelines.pipeline import EVERYWHERE, GUIDANCE, Pipeline, pipelines
 from mlx_ltx.request import Request, flag
 from mlx_ltx.sampling.denoise import Grids
@@ -72,6 +73,7 @@ class Job:
         pipeline: how.
         clip: each finished clip's shape.
         guidance: of guided denoising; None without.
+        loras: what changes the transformer.
         dtype: of weights and activations.
     """
 
@@ -81,6 +83,7 @@ class Job:
     pipeline: Pipeline
     clip: ClipShape
     guidance: Guidance | None
+    loras: StageLoras
     dtype: mx.Dtype
 
     @property
@@ -182,7 +185,14 @@ def prepare(request: Request) -> Job:
         negative_prompt=negative,
         **(_guidance_fields(guidance) if guidance is not None else {}),
     )
-    job = Job(decided, decided.shots(), model, pipeline, clip, guidance, _dtype(request.dtype))
+    loras = choose_loras(
+        request,
+        model.checkpoint.version,
+        model.transformer,
+        pipeline.distilled_lora if guided else None,
+        pipeline.first_stage_loras,
+    )
+    job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, _dtype(request.dtype))
     if pipeline.check is not None:
         pipeline.check(job)
     return job

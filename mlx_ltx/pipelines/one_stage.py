@@ -38,7 +38,7 @@ def phases(job: Job) -> list[Phase]:
 
 def run(job: Job) -> Generator[Event, None, Finished]:
     run = Run(job)
-    yield run.plan()
+    yield from run.begin()
     texts = yield from encode_prompts(run)
     (images,) = yield from encode_images(run, [job.clip])
 

@@ -47,7 +47,9 @@ class Pipeline:
         guided: several passes per step, with a negative prompt, for models that were not distilled; None where both
             kinds of model will do.
         two_stage: made at half size first, then enlarged and refined.
-        refines: how a model that was not distilled does the second stage: with the distilled LoRA.
+        distilled_lora: strengths of the distilled LoRA in both stages, with which a model that was not distilled
+            refines; None where it is not needed.
+        first_stage_loras: LoRAs are for the first stage unless they say otherwise.
         makes_picture, makes_sound: what there is to write.
         clip: the clip's shape, where it is not simply asked for.
         check: anything else that can be known beforehand.
@@ -61,7 +63,8 @@ class Pipeline:
     needs: tuple[str, ...] = ()
     guided: bool | None = None
     two_stage: bool = False
-    refines: bool = False
+    distilled_lora: tuple[float, float] | None = None
+    first_stage_loras: bool = False
     makes_picture: bool = True
     makes_sound: bool = True
     clip: Callable[[Request, Model], ClipShape] | None = None

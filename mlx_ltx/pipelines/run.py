@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
 
-from mlx_ltx.events import Clip, Event, Finished, MemorySeen, Phase, PhaseStarted, Planned
+from mlx_ltx.events import Clip, Event, Finished, MemorySeen, Phase, PhaseStarted, Planned, Warned
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.request import Request
 from mlx_ltx.sampling.noise import Noise
@@ -58,9 +58,11 @@ class Run:
         self._started = time.perf_counter()
         self._peak = 0
 
-    def plan(self) -> Event:
-        """The first event."""
-        return Planned(tuple(self._phases))
+    def begin(self) -> Iterator[Event]:
+        """The first events: the plan, and what the user should know."""
+        yield Planned(tuple(self._phases))
+        for warning in self.job.loras.warnings:
+            yield Warned(warning)
 
     def phase(self, name: str, work: Generator[Event, None, T]) -> Generator[Event, None, T]:
         """Do one planned phase: its start, its work's events, and the memory that it took.

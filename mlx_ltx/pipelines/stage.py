@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_ltx.checkpoints.components import load_statistics, load_transformer, load_upsampler
 from mlx_ltx.checkpoints.files import SafetensorsFile
+from mlx_ltx.checkpoints.lora_switch import LoraSwitch
 from mlx_ltx.events import Event, Phase, Progress
-from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.upsampler import upsample_latent
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run, Shot, per_shot
@@ -19,9 +20,9 @@ from mlx_ltx.sampling.denoise import Denoiser, denoise
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.guidance import Guidance
 from mlx_ltx.sampling.samplers import Sampler
-from mlx_ltx.sampling.state import Conditioning, Latents, LatentState, States, add_noise, audio_state, video_state
+from mlx_ltx.sampling.state import Latents, LatentState, States, add_noise, audio_state, video_state
 
-LOAD, UPSAMPLE = "load-transformer", "upsample"
+LOAD, CHANGE, UPSAMPLE = "load-transformer", "change-loras", "upsample"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Given:
     Attributes:
         initial: its latent to change, (1, F, H, W, C) or (1, T, M, C); None starts from nothing.
         noise: how much noise is mixed in, 0 to 1.
-        conditionings: given content.
+        conditionings: given content, for this modality (:mod:`mlx_ltx.sampling.conditioning`).
         frozen: it stays as it is.
     """
 
     initial: mx.array | None = None
     noise: float = 1.0
-    conditionings: Sequence[Conditioning] = ()
+    conditionings: Sequence[Any] = ()
     frozen: bool = False
 
 
@@ -46,6 +47,12 @@ NOTHING = Given()
 
 def load_phase(job: Job) -> Phase:
     return Phase(LOAD, f"Loading the transformer of {job.model.files.name}", job.model.transformer.layers, "blocks")
+
+
+def change_phases(job: Job) -> list[Phase]:
+    if not job.loras.change:
+        return []
+    return [Phase(CHANGE, "Changing LoRAs for the second stage", job.model.transformer.layers, "blocks")]
 
 
 def denoise_phases(job: Job, name: str, title: str, clip: ClipShape, steps: int) -> list[Phase]:
@@ -57,25 +64,40 @@ def upsample_phase(job: Job) -> Phase:
     return Phase(UPSAMPLE, "Enlarging the latent x2", len(job.shots), "latents")
 
 
-def bring_in_transformer(run: Run) -> Generator[Event, None, Transformer]:
-    """Load the transformer block by block; a stream that is not made is left out."""
+def bring_in_transformer(run: Run) -> Generator[Event, None, LoraSwitch]:
+    """Load the transformer block by block, with the LoRAs of the first stage; a stream that is not made is left out."""
     return (yield from run.phase(LOAD, _load(run.job)))
 
 
-def _load(job: Job) -> Generator[Event, None, Transformer]:
+def _load(job: Job) -> Generator[Event, None, LoraSwitch]:
     model = load_transformer(job.model.checkpoint, job.dtype, video=job.pipeline.makes_picture, audio=job.sound)
-    for index, block in enumerate(model.blocks):
+    switch = LoraSwitch(model, job.model.checkpoint)
+    switch.use(job.loras.first)
+    yield from _evaluate(switch, LOAD)
+    return switch
+
+
+def change_loras(run: Run, switch: LoraSwitch) -> Generator[Event, None, None]:
+    """Go over to the LoRAs of the second stage, if they are others."""
+    if run.job.loras.change:
+        switch.use(run.job.loras.second)
+        yield from run.phase(CHANGE, _evaluate(switch, CHANGE))
+
+
+def _evaluate(switch: LoraSwitch, phase: str) -> Generator[Event, None, None]:
+    """Read and compute the weights block by block."""
+    blocks = switch.model.blocks
+    for index, block in enumerate(blocks):
         mx.eval(block.parameters())
-        yield Progress(LOAD, index + 1, len(model.blocks))
-    mx.eval(model.parameters())
-    return model
+        yield Progress(phase, index + 1, len(blocks))
+    mx.eval(switch.model.parameters())
 
 
 def denoise_stage(
     run: Run,
     shot: Shot,
     phase: str,
-    model: Transformer,
+    switch: LoraSwitch,
     clip: ClipShape,
     sigmas: Sequence[float],
     texts: Texts,
@@ -104,7 +126,7 @@ def denoise_stage(
     )
     noised = States(*(_noised(state, given, shot) for state, given in zip(states, (video, audio), strict=True)))
     negative = texts.negative if guidance is not None else None
-    denoiser = Denoiser(model, noised, texts.positive(shot), guidance or Guidance(), negative)
+    denoiser = Denoiser(switch.model, noised, texts.positive(shot), guidance or Guidance(), negative)
     final = yield from run.phase(phase, denoise(denoiser, noised, sigmas, grids, phase, sampler))
     return grids.unpatchify(Latents(*(None if state is None else state.latent for state in final)))
 
@@ -113,9 +135,7 @@ def _noised(state: LatentState | None, given: Given, shot: Shot) -> LatentState 
     """With noise mixed in; the random numbers are drawn even where none of them is used, as in the reference."""
     if state is None:
         return None
-    if given.frozen:
-        state = replace(state, frozen=True, mask=state.mask * 0)
-    return add_noise(state, shot.noise, given.noise)
+    return add_noise(state.freeze() if given.frozen else state, shot.noise, given.noise)
 
 
 def enlarge(run: Run, latents: Sequence[mx.array]) -> Generator[Event, None, list[mx.array]]:

@@ -1,16 +1,15 @@
-"""Part of every recipe: prompts to what the transformer attends to."""
+"""Part of every recipe: prompts, rewritten first if that was asked for, to what the transformer attends to."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from mlx_ltx.checkpoints.components import load_connectors, load_text_features
-from mlx_ltx.checkpoints.gemma import load_gemma, read_gemma_config
+from mlx_ltx.checkpoints.gemma import TextModel, load_gemma, read_gemma_config
 from mlx_ltx.events import Event, Phase, Progress, Warned
 from mlx_ltx.models.text_encoder import PromptStates, embed_prompt, read_prompt
+from mlx_ltx.pipelines.enhance import enhance_phases, enhance_prompts, text_model_dtype
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run, Shot
 from mlx_ltx.sampling.denoise import TextContext
@@ -50,6 +49,7 @@ def text_phases(job: Job) -> list[Phase]:
     title = "prompt" if count == 1 else f"{count} prompts"
     layers = count * read_gemma_config(job.model.files.text_encoder)[0].hidden_states
     return [
+        *enhance_phases(job),
         Phase(READ, f"Reading the {title} with {job.model.files.text_encoder.name}", layers, "layers"),
         Phase(EMBED, f"Embedding the {title}", None, "layers"),
     ]
@@ -57,15 +57,17 @@ def text_phases(job: Job) -> list[Phase]:
 
 def encode_prompts(run: Run) -> Generator[Event, None, Texts]:
     """Encode every text of the job; the text model is gone from memory before its successors come in."""
-    read = yield from run.phase(READ, _read(run.job))
+    loaded: list[TextModel] = []
+    if run.job.request.enhance_prompt:
+        loaded.append((yield from enhance_prompts(run)))
+    read = yield from run.phase(READ, _read(run.job, loaded))
     embedded = yield from run.phase(EMBED, _embed(run.job, read))
     return Texts(dict(zip(run.job.prompts, embedded, strict=True)), run.job)
 
 
-def _read(job: Job) -> Generator[Event, None, list[PromptStates]]:
-    # Gemma's hidden states leave float16's range.
-    dtype = mx.float32 if job.dtype == mx.float32 else mx.bfloat16
-    model, tokenizer = load_gemma(job.model.files.text_encoder, dtype)
+def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[PromptStates]]:
+    """``loaded``: the text model if it is in memory already; it is taken, so that it is free again afterwards."""
+    model, tokenizer = loaded.pop() if loaded else load_gemma(job.model.files.text_encoder, text_model_dtype(job))
     results = []
     for index, prompt in enumerate(job.prompts):
         tokens = tokenizer(prompt)

@@ -16,6 +16,8 @@ from mlx_ltx.pipelines.run import Run, Shot
 from mlx_ltx.pipelines.stage import (
     Given,
     bring_in_transformer,
+    change_loras,
+    change_phases,
     denoise_phases,
     denoise_stage,
     enlarge,
@@ -82,13 +84,14 @@ class TwoStages:
             load_phase(job),
             *draft,
             upsample_phase(job),
+            *change_phases(job),
             *refine,
             *output_phases(job),
         ]
 
     def run(self, job: Job) -> Generator[Event, None, Finished]:
         run = Run(job)
-        yield run.plan()
+        yield from run.begin()
         half = job.clip.halved()
         texts = yield from encode_prompts(run)
         material = yield from (self.encode or encode_given_images)(run)
@@ -104,7 +107,8 @@ class TwoStages:
                 sampler=self.sampler(shot) if self.sampler else None,
             )  # fmt: skip
             drafts.append(draft)
-        enlarged = yield from enlarge(run, [draft.video for draft in drafts])
+        enlarged = yield from enlarge(run, [draft.video for draft in drafts if draft.video is not None])
+        yield from change_loras(run, model)
         made = []
         for shot, draft, video in zip(run.shots, drafts, enlarged, strict=True):
             refined = yield from denoise_stage(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_ltx.events import Event, Progress, StepDone
 from mlx_ltx.models.transformer import StreamInput, StreamRope, Transformer
@@ -22,10 +23,35 @@ BLOCKS_PER_EVALUATION = 1
 
 
 class TextContext(NamedTuple):
-    """Text embeddings for both streams, (B, S, dim) each."""
+    """Text embeddings for both streams, (B, S, dim) each.
+
+    Attributes:
+        ends: of a timed text, the second at which each of its parts ends; the parts stand one after another in S, equal
+            in length. A token attends to the part that is on at its time.
+    """
 
     video: mx.array
     audio: mx.array
+    ends: tuple[float, ...] = ()
+
+    @classmethod
+    def timed(cls, parts: Sequence[tuple[TextContext, float]]) -> TextContext:
+        """Texts that follow each other, each with its length in seconds."""
+        ends = tuple(itertools.accumulate(seconds for _, seconds in parts))
+        return cls(
+            mx.concatenate([text.video for text, _ in parts], axis=1),
+            mx.concatenate([text.audio for text, _ in parts], axis=1),
+            ends if len(parts) > 1 else (),
+        )
+
+    def mask(self, state: LatentState) -> mx.array | None:
+        """(1, T, S), 1 where a token attends; None if every token attends to the whole text."""
+        if not self.ends:
+            return None
+        middle = state.positions[0, 0].mean(axis=-1)
+        part = np.searchsorted(np.array(self.ends[:-1]), middle, side="right")
+        attends = part[:, None] == np.arange(len(self.ends))
+        return mx.array(np.repeat(attends, self.video.shape[1] // len(self.ends), axis=1))[None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +93,10 @@ class Denoiser:
         self.positive, self.negative = positive, negative
         video, audio = states
         ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
-        self.tables = [Tables(rope, self._attention_bias(state)) for rope, state in zip(ropes, states, strict=True)]
+        self.tables = [
+            Tables(rope, self._attention_bias(state), None if state is None else positive.mask(state))
+            for rope, state in zip(ropes, states, strict=True)
+        ]
         self.previous = Latents(None, None)
         self.momenta = (Momentum(), Momentum())
 
@@ -95,9 +124,10 @@ class Denoiser:
         done = 0
         for kind, perturbation in passes.items():
             text = self.negative if kind is Pass.NEGATIVE and self.negative is not None else self.positive
+            tables = [t if text is self.positive else t._replace(context_mask=None) for t in self.tables]
             inputs = [
-                _stream_input(state, sigma, context, tables, frozen)
-                for state, context, tables, frozen in zip(states, text, self.tables, skipped, strict=True)
+                _stream_input(state, sigma, context, table, frozen)
+                for state, context, table, frozen in zip(states, (text.video, text.audio), tables, skipped, strict=True)
             ]
             forward = self.model.forward(inputs[0], inputs[1], [perturbation])
             while True:
@@ -128,6 +158,7 @@ class Tables(NamedTuple):
 
     rope: StreamRope | None
     attention_bias: mx.array | None
+    context_mask: mx.array | None
 
 
 def _stream_input(
@@ -145,6 +176,7 @@ def _stream_input(
         context=context,
         rope=tables.rope,
         level_of_token=None if index is None else mx.broadcast_to(mx.array(index)[None], (batch, len(index))),
+        context_mask=tables.context_mask,
         attention_bias=tables.attention_bias,
         keyframes_mask=None if state.keyframes is None else mx.array(state.keyframes)[None],
         frozen=frozen,

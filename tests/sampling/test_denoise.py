@@ -219,3 +219,36 @@ def test_given_frames_stay_through_every_step(setting):
     events, final = finish(denoise(Denoiser(model, given, positive), given, DISTILLED[:4], grids, "denoise"))
     for latent in (grids.video.unpatchify(final.video.latent), events[-1].video_x0):
         assert mx.allclose(latent[:, :1], image, atol=1e-5)
+
+
+def test_a_timed_text_is_heard_only_in_its_part(setting):
+    """Tokens of the first half see the first text only: another second text does not move them in the first block."""
+    model, states, _, positive, negative = setting
+    half = 2 / 24  # after the first latent frame, before the middle of the second
+    first_then = [
+        TextContext.timed([(positive, half), (other, 10.0)])
+        for other in (negative, TextContext(*(-x for x in negative[:2])))
+    ]
+    masks = first_then[0].mask(states.video)
+    assert masks.shape == (1, states.video.tokens, 2 * positive.video.shape[1])
+    assert (masks.sum(-1) == positive.video.shape[1]).all()
+    hidden = []
+    for text in first_then:
+        denoiser = Denoiser(model, states, text)
+        inputs = [
+            loop._stream_input(state, 0.9, context, table, False)
+            for state, context, table in zip(states, (text.video, text.audio), denoiser.tables, strict=True)
+        ]
+        block = model.blocks[0]
+        states_in = [model.video.prepare(inputs[0], inputs[1])]
+        hidden.append(block.video.attend_to_self_and_text(states_in[0], True))
+    frame = 4  # tokens per latent frame
+    assert mx.allclose(hidden[0][:, :frame], hidden[1][:, :frame], atol=1e-6)
+    assert not mx.allclose(hidden[0][:, frame:], hidden[1][:, frame:], atol=1e-4)
+
+
+def test_a_single_part_is_a_plain_text(setting):
+    positive = setting[3]
+    text = TextContext.timed([(positive, 5.0)])
+    assert text.ends == ()
+    assert mx.array_equal(text.video, positive.video)
