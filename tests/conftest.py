@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,26 @@ def compare_golden():
         return compared
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def instruct_gemma(tmp_path_factory):
+    """The demo's Gemma folder as an instruction-tuned one: with turns in its tokeniser, and a chat template."""
+    folder = tmp_path_factory.mktemp("gemma") / "tiny-it"
+    shutil.copytree(GOLDEN.parents[1] / "weights" / "demo" / "gemma", folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    added = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
+    for token in [token for token, identity in vocabulary.items() if identity >= len(vocabulary) - len(added)]:
+        tokenizer["model"]["merges"] = [
+            merge for merge in tokenizer["model"]["merges"] if "".join(merge).replace(" ", "") != token
+        ]
+    first = len(vocabulary) - len(added)
+    tokenizer["model"]["vocab"] = {token: identity for token, identity in vocabulary.items() if identity < first}
+    tokenizer["added_tokens"] += [
+        {**tokenizer["added_tokens"][0], "id": first + place, "content": token} for place, token in enumerate(added)
+    ]
+    path.write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}<start_of_turn>user\n...<end_of_turn>\n")
+    return folder

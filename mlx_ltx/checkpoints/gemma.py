@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import mlx.nn as nn
 
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.keymaps import TEXT_PROJECTION, KeyMap
-from mlx_ltx.checkpoints.loading import check_tensors
+from mlx_ltx.checkpoints.loading import check_tensors, parameter_axes, published_shapes
 from mlx_ltx.checkpoints.tokenizer import PromptTokenizer, load_tokenizer, read_json
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.gemma import Gemma, GemmaConfig
@@ -53,23 +54,47 @@ def load_gemma(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> TextModel:
         raise ValueError(f"the text model runs in bfloat16 or float32, not {dtype}")
     config, metadata = read_gemma_config(folder)
     tokenizer = load_tokenizer(folder, metadata)
-    files = _weight_files(folder)
-    tensors = {key: file for file in files for key in file.tensors}
-    keys = GEMMA.select(tensors)
     model = Gemma(config)
-    _quantize(model, keys, metadata.get("quantization") or metadata.get("quantization_config"), folder)
-    check_tensors(model, {path: tensors[key].tensors[key] for path, key in keys.items()}, str(folder), GEMMA.name)
-    quantised = {path for path, module in model.named_modules() if isinstance(module, QUANTISED)}
+    load_folder(model, folder, GEMMA, metadata, dtype)
+    return TextModel(model, tokenizer)
+
+
+def load_folder(module: nn.Module, folder: Path, keymap: KeyMap, metadata: dict[str, Any], dtype: mx.Dtype) -> None:
+    """Give one network of a Gemma folder its weights, lazily, after checking every key and shape.
+
+    Args:
+        module: built from the folder's config; what the folder holds quantised becomes quantised in it.
+        keymap: where its tensors stand.
+        metadata: the whole ``config.json``.
+        dtype: as in :func:`load_gemma`.
+
+    Raises:
+        UserError: as :func:`load_gemma`.
+    """
+    tensors = folder_tensors(folder)
+    keys = keymap.select(tensors)
+    _quantize(module, keys, metadata.get("quantization") or metadata.get("quantization_config"), folder)
+    axes = parameter_axes(module)
+    shapes = published_shapes(module)
+    infos = {path: tensors[key].tensors[key] for path, key in keys.items()}
+    for path, info in infos.items():
+        order = axes.get(path)
+        # MLX packs hold convolutions as MLX has them; channels (3) and kernels (14) cannot be taken for each other
+        if order is not None and len(info.shape) == len(order) and info.shape != shapes[path]:
+            infos[path] = replace(info, shape=tuple(info.shape[order.index(axis)] for axis in range(len(order))))
+            axes[path] = None
+    check_tensors(module, infos, str(folder), keymap.name)
+    quantised = {path for path, part in module.named_modules() if isinstance(part, QUANTISED)}
     weights = []
     for path, key in keys.items():
-        kind = tensors[key].tensors[key].dtype
+        kind = infos[path].dtype
         if kind not in PLAIN + PACKED or (kind in PACKED and path.rpartition(".")[0] not in quantised):
             raise UserError(f"{tensors[key].path}: tensor {key} is {kind}; this layout is not supported")
-        array = tensors[key].arrays[key]
+        array, order = tensors[key].arrays[key], axes[path]
+        array = array if order is None else array.transpose(order)
         weights.append((path, array.astype(dtype) if kind in PLAIN else array))
-    model.load_weights(weights, strict=True)
-    model.eval()
-    return TextModel(model, tokenizer)
+    module.load_weights(weights, strict=True)
+    module.eval()
 
 
 def read_gemma_config(folder: Path) -> tuple[GemmaConfig, dict[str, Any]]:
@@ -107,8 +132,12 @@ def check_text_width(config: GemmaConfig, checkpoint: SafetensorsFile) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[SafetensorsFile]:
-    """The shards that the index names, or the single file."""
+def folder_tensors(folder: Path) -> dict[str, SafetensorsFile]:
+    """For every tensor of a folder, the file that holds it: a shard that the index names, or the single file.
+
+    Raises:
+        UserError: a file is missing or damaged, or there are several and no index.
+    """
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not index:
@@ -123,10 +152,11 @@ def _weight_files(folder: Path) -> list[SafetensorsFile]:
             raise UserError(f"{folder}: holds no weights (model.safetensors, or shards and {INDEX})")
         if len(names) > 1:
             raise UserError(f"{folder}: holds {len(names)} weight files but no {INDEX}; download it")
-    return [SafetensorsFile(folder / name) for name in names]
+    files = [SafetensorsFile(folder / name) for name in names]
+    return {key: file for file in files for key in file.tensors}
 
 
-def _quantize(model: Gemma, keys: dict[str, str], settings: dict[str, Any] | None, folder: Path) -> None:
+def _quantize(model: nn.Module, keys: dict[str, str], settings: dict[str, Any] | None, folder: Path) -> None:
     """Make those modules quantised whose scales are in the files, by the config's settings and its exceptions."""
     packed = {path[: -len(".scales")]: key[: -len(".scales")] for path, key in keys.items() if path.endswith(".scales")}
     if not packed:

@@ -63,6 +63,13 @@ class PromptTokenizer:
             dropped,
         )
 
+    def verbatim(self, text: str) -> list[int]:
+        """All tokens of ``text`` as it stands, special ones by their names: nothing is added, cut or stripped."""
+        self.tokenizer.no_truncation()
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.tokenizer.enable_truncation(self.length)
+        return list(ids)
+
 
 def load_tokenizer(folder: Path, config: dict[str, Any], length: int = LENGTH) -> PromptTokenizer:
     """The tokeniser of a Hugging Face folder.

@@ -1,4 +1,6 @@
-"""Gemma 3 as a text encoder: the decoder without its head, giving the hidden state of every layer.
+"""Gemma 3's decoder: as a text encoder it gives the hidden state of every layer.
+
+:mod:`mlx_ltx.models.gemma_generate` writes text with the same module.
 
 Facts: the Gemma 3 report (https://arxiv.org/abs/2503.19786) and Hugging Face's ``Gemma3TextModel``, which the reference
 runs. Parameters are named as in those checkpoints and as in mlx-lm's ``gemma3_text``. That module is not used itself
@@ -105,6 +107,40 @@ def _rope(text: dict[str, Any], layer_type: str, theta: float, scaling: dict[str
     return RopeSpec(parameters.get("rope_theta", theta), parameters["factor"] if kind == "linear" else 1.0)
 
 
+class KeyValues:
+    """The keys and values of one layer for all tokens that were read, in room that is made once.
+
+    Args:
+        capacity: how many tokens there will be at most.
+        window: how many tokens back, its own included, a token of this layer looks; None for all.
+    """
+
+    def __init__(self, capacity: int, window: int | None):
+        self.capacity, self.window = capacity, window
+        self.length = 0
+        self._room: tuple[mx.array, mx.array] | None = None
+
+    def append(self, key: mx.array, value: mx.array) -> tuple[mx.array, mx.array]:
+        """Add those of the next tokens, (B, heads, T, size); returns all that any of these tokens may look at.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        T = key.shape[2]
+        end = self.length + T
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit into room for {self.capacity}")
+        if self._room is None:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._room = mx.zeros(shape, dtype=key.dtype), mx.zeros(shape, dtype=value.dtype)
+        keys, values = self._room
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        self.length = end
+        first = 0 if self.window is None else max(0, end - T + 1 - self.window)
+        return keys[:, :, first:end], values[:, :, first:end]
+
+
 class GemmaNorm(nn.Module):
     """RMS norm times ``1 + weight``, in float32, given back in the dtype of ``x``."""
 
@@ -136,14 +172,17 @@ class GemmaAttention(nn.Module):
         periods = rope.factor * np.power(rope.theta, np.arange(0, size, 2, dtype=np.float64) / size)
         self._periods = mx.array(periods.astype(np.float32))
 
-    def __call__(self, x: mx.array, mask: mx.array, first_position: int) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, first_position: int, past: KeyValues | None = None
+    ) -> mx.array:
         B, T, _ = x.shape
         query = self.q_norm(self.q_proj(x).reshape(B, T, self.heads, -1)).transpose(0, 2, 1, 3)
         key = self.k_norm(self.k_proj(x).reshape(B, T, self.kv_heads, -1)).transpose(0, 2, 1, 3)
         value = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        result = mx.fast.scaled_dot_product_attention(
-            self._rotate(query, first_position), self._rotate(key, first_position), value, scale=self.scale, mask=mask
-        )
+        query, key = self._rotate(query, first_position), self._rotate(key, first_position)
+        if past is not None:
+            key, value = past.append(key, value)
+        result = mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
         return self.o_proj(result.transpose(0, 2, 1, 3).reshape(B, T, -1))
 
     def _rotate(self, x: mx.array, first_position: int) -> mx.array:
@@ -177,8 +216,10 @@ class GemmaLayer(nn.Module):
         self.pre_feedforward_layernorm = GemmaNorm(dim, eps)
         self.post_feedforward_layernorm = GemmaNorm(dim, eps)
 
-    def __call__(self, x: mx.array, mask: mx.array, first_position: int) -> mx.array:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), mask, first_position))
+    def __call__(
+        self, x: mx.array, mask: mx.array | None, first_position: int, past: KeyValues | None = None
+    ) -> mx.array:
+        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), mask, first_position, past))
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
@@ -191,6 +232,11 @@ class Gemma(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [GemmaLayer(config, layer_type) for layer_type in config.layer_types]
         self.norm = GemmaNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, input_ids: mx.array) -> mx.array:
+        """(B, S) to the scaled embeddings, (B, S, hidden_size)."""
+        h = self.embed_tokens(input_ids)
+        return h * mx.array(math.sqrt(self.config.hidden_size)).astype(h.dtype)
 
 
 def all_hidden_states(
@@ -211,10 +257,9 @@ def all_hidden_states(
         ``model.config.hidden_states`` arrays (B, S, hidden_size) in the dtype of the embedding.
     """
     config = model.config
-    full = _attention_mask(attention_mask, None)
-    sliding = _attention_mask(attention_mask, config.sliding_window)
-    h = model.embed_tokens(input_ids)
-    h = h * mx.array(math.sqrt(config.hidden_size)).astype(h.dtype)
+    full = causal_mask(attention_mask, None)
+    sliding = causal_mask(attention_mask, config.sliding_window)
+    h = model.embed(input_ids)
     yield h
     last = config.num_hidden_layers - 1
     for index, (layer, layer_type) in enumerate(zip(model.layers, config.layer_types, strict=True)):
@@ -222,7 +267,7 @@ def all_hidden_states(
         yield model.norm(h) if index == last else h
 
 
-def _attention_mask(attention_mask: mx.array, window: int | None) -> mx.array:
+def causal_mask(attention_mask: mx.array, window: int | None) -> mx.array:
     """Boolean (B, 1, S, S): what each token may look at, itself always (so that no row is empty and no softmax NaN)."""
     place = mx.arange(attention_mask.shape[1])
     distance = place[:, None] - place[None, :]
