@@ -72,7 +72,7 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class TextStreamed(Event):
-    """The next piece of a prompt that is being written; all pieces up to :class:`PromptEnhanced` joined are its text."""
+    """The next piece of a prompt that is being written; all pieces up to :class:`PromptEnhanced` joined are it."""
 
     phase: str
     text: str
