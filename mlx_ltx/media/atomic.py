@@ -60,10 +60,12 @@ def check_output_folder(path: str | os.PathLike[str], suffix: str, force: bool =
     """
     path = Path(path)
     try:
-        if not os.path.lexists(path):
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
             _check_folder(path)
             return
-        if path.is_symlink() or not path.is_dir():
+        if not stat.S_ISDIR(mode):
             raise UserError(f"{path}: is not a folder; give another name")
         if not force:
             raise UserError(f"{path}: already exists; give another name, or replace it with --force")

@@ -353,7 +353,8 @@ class _Converter:
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         hdr = _HDR_TRANSFERS.get(frame.color_trc)
         width = max(round(frame.width * self.aspect), 1)
-        pixels = frame.to_ndarray(format="rgb48le" if hdr else "rgb24", width=width, interpolation=_TO_RGB)
+        # In planes: swscale gets the colours of packed 16-bit RGB wrong with full chroma interpolation.
+        pixels = frame.to_ndarray(format="gbrp16le" if hdr else "rgb24", width=width, interpolation=_TO_RGB)
         if hdr:
             pixels = sdr_from_hdr(pixels, hdr)
         turns = round(frame.rotation / 90)  # anticlockwise; phones store portrait clips lying down

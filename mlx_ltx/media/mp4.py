@@ -26,6 +26,7 @@ _X265 = {
     "range": "limited",
     "repeat-headers": "1",
     "info": "0",
+    "bframes": "0",  # with them, clips of one or two frames come out without times
     "log-level": "none",
 }
 

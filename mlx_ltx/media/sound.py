@@ -5,6 +5,7 @@ A track is told how far the picture has come and writes its sound up to there, s
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ class EncodedSound:
         rate: Hz.
         blocks: where (samples, 2) float32 blocks come from; None if they are given with :meth:`add`.
         lossless: Apple Lossless instead of AAC.
+        source: what the blocks are read from, to close it with the track.
     """
 
     def __init__(
@@ -149,8 +151,9 @@ class CopiedSound:
         self.rate = template.rate
         self.stream = container.add_stream_from_template(template)
         self.tick = template.time_base
-        self.start = Fraction(sound.start)
-        self.first = round((self.start + origin(source)) / self.tick)  # the source's own time of the clip's beginning
+        self.start = sound.start
+        # The source's own time, in its ticks, at which the clip begins.
+        self.first = round((Fraction(self.start) + origin(source)) / self.tick)
         self.packets = (packet for packet in source.demux(template) if packet.size and packet.pts is not None)
         self.waiting: Packet | None = None
         self.copied = False
@@ -167,7 +170,7 @@ class CopiedSound:
             packet.duration = last - self._begin(packet)
             self._write(packet)
         if not self.copied:
-            raise UserError(f"{self.path}: has no sound from {float(self.start):g} s on")
+            raise UserError(f"{self.path}: has no sound from {self.start:g} s on")
 
     def close(self) -> None:
         self.source.close()
@@ -212,10 +215,12 @@ def source_track(container: OutputContainer, sound: SourceSound) -> SoundTrack:
         stream = sound_stream(source, sound.path)
         if stream.codec_context.codec.canonical_name in COPIED_CODECS:
             return CopiedSound(container, source, sound)
-        lossless = sound.lossless
-        rate = stream.rate if lossless or stream.rate in _AAC_RATES else _FALLBACK_RATE
+        rate = stream.rate if sound.lossless or stream.rate in _AAC_RATES else _FALLBACK_RATE
         blocks = read_blocks(source, sound.path, sound.start, rate, stereo=True)
-        return EncodedSound(container, rate, blocks, lossless, source)
+        first = next(blocks, None)
+        if first is None:
+            raise UserError(f"{sound.path}: has no sound from {sound.start:g} s on")
+        return EncodedSound(container, rate, itertools.chain([first], blocks), sound.lossless, source)
     except BaseException:
         source.close()
         raise

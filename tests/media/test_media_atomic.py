@@ -10,7 +10,7 @@ import pytest
 
 from mlx_ltx.errors import UserError
 from mlx_ltx.media import atomic
-from mlx_ltx.media.atomic import atomic_output, check_output
+from mlx_ltx.media.atomic import atomic_folder, atomic_output, check_output, check_output_folder
 
 
 def test_writes_into_new_folders_and_leaves_nothing_else(tmp_path):
@@ -186,3 +186,89 @@ def test_a_video_that_does_not_fit_is_never_left_behind(tmp_path):
         assert result.stdout.startswith(f"{target}: cannot be written, ")
         assert result.stdout.count("\n") == 1
         assert not list(tmp_path.iterdir())
+
+
+def fill(folder, names=("a.exr", "b.exr"), content="new"):
+    for name in names:
+        (folder / name).write_text(content)
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "deep" / "frames"
+    with atomic_folder(path, ".exr") as partial:
+        fill(partial)
+        assert not path.exists()
+        assert partial.name.startswith(".")
+    assert sorted(file.name for file in path.iterdir()) == ["a.exr", "b.exr"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["frames"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, GeneratorExit])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_fails_leaves_what_was_there(tmp_path, error, force):
+    path = tmp_path / "frames"
+    if force:
+        path.mkdir()
+        fill(path, ["old.exr"], "old")
+    with pytest.raises(error), atomic_folder(path, ".exr", force) as partial:  # noqa: PT012
+        fill(partial)
+        raise error
+    assert [entry.name for entry in tmp_path.iterdir()] == (["frames"] if force else [])
+    assert not force or (path / "old.exr").read_text() == "old"
+
+
+def test_a_folder_is_replaced_only_with_force_and_if_it_is_one_of_ours(tmp_path):
+    path = tmp_path / "frames"
+    path.mkdir()
+    fill(path, ["0.exr", "1.EXR", "2.exr"], "old")
+    with pytest.raises(UserError, match="--force"):
+        check_output_folder(path, ".exr")
+    with atomic_folder(path, ".exr", force=True) as partial:
+        fill(partial)
+    assert sorted(file.name for file in path.iterdir()) == ["a.exr", "b.exr"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["frames"]
+    (path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds thesis\.txt"), atomic_folder(path, ".exr", force=True):
+        pass
+    (path / "thesis.txt").rename(path / "sub.exr")
+    (path / "sub.exr").unlink()
+    (path / "sub.exr").mkdir()
+    with pytest.raises(UserError, match=r"holds sub\.exr"):
+        check_output_folder(path, ".exr", force=True)
+
+
+def test_names_that_are_no_folder(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name, message in {
+        "file": "is not a folder",
+        "link": "is not a folder",
+        "file/frames": "cannot be written",
+        "x" * 300: "cannot be written",
+        "a\0b": "cannot be written",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            check_output_folder(tmp_path / name, ".exr", force=True)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_folder_whose_name_is_taken_meanwhile_is_kept_beside(tmp_path):
+    path = tmp_path / "frames"
+    with pytest.raises(UserError, match="another folder took this name"), atomic_folder(path, ".exr") as partial:  # noqa: PT012
+        fill(partial)
+        path.mkdir()
+        fill(path, ["theirs.exr"], "theirs")
+    assert (path / "theirs.exr").exists()
+    spare = next(entry for entry in tmp_path.iterdir() if entry.name.startswith("frames-"))
+    assert sorted(file.name for file in spare.iterdir()) == ["a.exr", "b.exr"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_changed_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "frames"
+    path.mkdir()
+    with pytest.raises(UserError, match=r"holds thesis\.txt"), atomic_folder(path, ".exr", force=True) as partial:  # noqa: PT012
+        fill(partial)
+        (path / "thesis.txt").write_text("years of work")
+    assert [entry.name for entry in path.iterdir()] == ["thesis.txt"]
