@@ -185,6 +185,8 @@ class CopiedSound:
                 raise UserError(f"{self.path}: its sound is damaged ({error.strerror})") from None
             if packet is None:
                 return None
+            if packet.is_corrupt:
+                raise UserError(f"{self.path}: its sound is damaged (the file ends amid a packet)")
             if self._end(packet) > -preroll:
                 self.waiting = packet
         return self.waiting

@@ -166,6 +166,29 @@ def test_what_has_no_sound(tmp_path):
     assert not [file for file in tmp_path.iterdir() if "clip" in file.name]
 
 
+def test_a_truncated_source(tmp_path):
+    record(tmp_path / "a.m4a", "aac", 48000)
+    with (
+        av.open(str(tmp_path / "a.m4a")) as original,
+        av.open(str(tmp_path / "b.mp4"), "w", options={"movflags": "+faststart"}) as copy,
+    ):
+        stream = copy.add_stream_from_template(original.streams.audio[0])
+        for packet in original.demux(audio=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    whole = (tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="its sound is damaged"):
+        clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "b.mp4"), frames=72)
+    clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "b.mp4"))  # the first second is whole
+    record(tmp_path / "a.mp3", "libmp3lame", 48000)
+    whole = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(whole[: len(whole) // 2])
+    clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "a.mp3"), frames=72)  # an MP3 has no end that could be missing
+    assert probe(tmp_path / "clip.mp4").audio_duration == pytest.approx(1.5, abs=0.1)
+
+
 def test_wrong_arguments(tmp_path):
     for start in (-1, float("nan")):
         with pytest.raises(ValueError, match="start"):
