@@ -23,6 +23,11 @@ class Fit(NamedTuple):
     left: int
 
 
+def fit_mode(name: str | None, default: FitMode = "crop") -> FitMode:
+    """The request's way of fitting, or a default."""
+    return next((mode for mode in FIT_MODES if mode == name), default)
+
+
 def fit_geometry(source_height: int, source_width: int, height: int, width: int) -> Fit:
     """The smallest picture of the source's proportions that covers ``height`` × ``width``, and its middle.
 

@@ -17,7 +17,14 @@ PIPELINE = fields.Pipeline(
     name="distilled",
     title="8 steps at half size, enlarged x2, refined in 3 steps; for distilled models",
     takes=(
-        fields.PROMPT | fields.SEGMENTS | fields.SIZE | fields.LENGTH | fields.IMAGES | fields.LORAS | fields.TWO_STAGES
+        fields.PROMPT
+        | fields.SEGMENTS
+        | fields.SIZE
+        | fields.LENGTH
+        | fields.IMAGES
+        | fields.LORAS
+        | fields.TWO_STAGES
+        | fields.HDR
     )
     | {"audio"},
     guided=False,

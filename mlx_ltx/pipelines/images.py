@@ -8,6 +8,9 @@ import mlx.core as mx
 
 from mlx_ltx.checkpoints.components import load_video_encoder
 from mlx_ltx.events import Event, Phase, Progress
+from mlx_ltx.media.exr import is_exr
+from mlx_ltx.media.fit import fit_mode
+from mlx_ltx.media.hdr import HdrSpace, prepare_exr
 from mlx_ltx.media.images import prepare_image
 from mlx_ltx.models.video_vae import VideoEncoder
 from mlx_ltx.pipelines.job import Job
@@ -55,7 +58,11 @@ def _encode(job: Job, stages: Sequence[ClipShape], guiding: bool) -> Generator[E
 
 def _conditioning(job: Job, encoder: VideoEncoder, image: ImageInput, clip: ClipShape, guiding: bool) -> Conditioning:
     crf = job.model.defaults.image_crf if image.crf is None else image.crf
-    pixels = prepare_image(image.path, clip.height, clip.width, crf)
+    mode = fit_mode(job.request.fit)
+    if is_exr(image.path):
+        pixels = prepare_exr(image.path, clip.height, clip.width, HdrSpace[job.request.hdr or ""], mode)
+    else:
+        pixels = prepare_image(image.path, clip.height, clip.width, crf, mode)
     latent = encoder(mx.array(pixels)[None, None])
     mx.eval(latent)
     if image.frame == 0 and not guiding:

@@ -15,7 +15,9 @@ from mlx_ltx.checkpoints.gemma import check_text_width, read_gemma_config
 from mlx_ltx.checkpoints.resolve import ModelFiles, resolve_model
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase
-from mlx_ltx.media.atomic import check_output
+from mlx_ltx.media.atomic import check_output, check_output_folder
+from mlx_ltx.media.color import LogCurve
+from mlx_ltx.media.exr import is_exr, read_exr
 from mlx_ltx.media.images import load_image
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.transformer import TransformerConfig
@@ -74,6 +76,7 @@ class Job:
         clip: each finished clip's shape.
         guidance: of guided denoising; None without.
         loras: what changes the transformer.
+        sound: whether the clips have sound.
         dtype: of weights and activations.
     """
 
@@ -84,11 +87,13 @@ class Job:
     clip: ClipShape
     guidance: Guidance | None
     loras: StageLoras
+    sound: bool
     dtype: mx.Dtype
 
     @property
-    def sound(self) -> bool:
-        return self.request.audio and self.pipeline.makes_sound
+    def curve(self) -> LogCurve:
+        """How the networks' values stand for light, in HDR."""
+        return self.pipeline.curve
 
     @property
     def prompts(self) -> list[str]:
@@ -151,40 +156,51 @@ def prepare(request: Request) -> Job:
     request.validate()
     for shot in request.shots():
         for path in shot.outputs:
-            check_output(path, request.force)
+            if path == shot.output_exr:
+                check_output_folder(path, ".exr", request.force)
+            else:
+                check_output(path, request.force)
     if request.pipeline is not None:
         _check_fields(request, _known_pipeline(request.pipeline))
     model = _open_model(request)
     pipeline = _known_pipeline(request.pipeline or ("distilled" if model.files.distilled else "one-stage"))
     _check_fields(request, pipeline)
     _check_upsampler(pipeline, model)
+    if pipeline.defaults is not None:
+        model = replace(model, defaults=pipeline.defaults(model.defaults))
     clip = pipeline.clip(request, model) if pipeline.clip else clip_shape(request, model, pipeline)
     for image in request.images:
         if image.frame >= clip.frames:
             raise UserError(f"--image {image.path}: frame {image.frame} is beyond the clip's last, {clip.frames - 1}")
-        load_image(image.path)
+        if not is_exr(image.path):
+            load_image(image.path)
+        elif request.hdr is None:
+            raise UserError(f"--image {image.path}: EXR images need --hdr, which says what their values mean")
+        else:
+            read_exr(image.path)
     guided = _is_guided(request, pipeline, model)
-    guidance = _guidance(request, pipeline, model) if guided else None
+    sound = request.audio and pipeline.makes_sound and (pipeline.has_sound is None or pipeline.has_sound(request))
+    guidance = _guidance(request, pipeline, model, sound) if guided else None
     steps = (request.steps or model.defaults.steps) if guided else None
     if steps == 1:
         raise UserError("--steps 1: the guided schedule needs at least 2 steps")
     negative = None
     if guided:
         negative = NEGATIVE_PROMPT if request.negative_prompt is None else request.negative_prompt
-    decided = replace(
-        request,
-        model=_lasting_name(request.model) or model.files.name,
-        pipeline=pipeline.name,
-        guided=guided if pipeline.guided is None else None,
-        width=clip.width,
-        height=clip.height,
-        num_frames=None if request.segments else clip.frames,
-        duration=None,
-        fps=clip.fps,
-        steps=steps,
-        negative_prompt=negative,
+    decisions = {
+        "model": _lasting_name(request.model) or model.files.name,
+        "pipeline": pipeline.name,
+        "guided": guided if pipeline.guided is None else None,
+        "width": clip.width,
+        "height": clip.height,
+        "num_frames": None if request.segments else clip.frames,
+        "duration": None,
+        "fps": clip.fps,
+        "steps": steps,
+        "negative_prompt": negative,
         **(_guidance_fields(guidance) if guidance is not None else {}),
-    )
+    }
+    decided = replace(request, **{k: v for k, v in decisions.items() if k in EVERYWHERE | pipeline.takes})
     loras = choose_loras(
         request,
         model.checkpoint.version,
@@ -192,7 +208,9 @@ def prepare(request: Request) -> Job:
         pipeline.distilled_lora if guided else None,
         pipeline.first_stage_loras,
     )
-    job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, _dtype(request.dtype))
+    if (request.output_exr or request.output_hdr) and request.hdr is None:
+        raise UserError("--output-exr and --output-hdr need --hdr, which says in which colour space")
+    job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
     if pipeline.check is not None:
         pipeline.check(job)
     return job
@@ -312,7 +330,7 @@ def clip_size(request: Request, model: Model, pipeline: Pipeline) -> tuple[int, 
     return width, height
 
 
-def _guidance(request: Request, pipeline: Pipeline, model: Model) -> Guidance:
+def _guidance(request: Request, pipeline: Pipeline, model: Model, sound: bool) -> Guidance:
     """The generation's guidance with what the request changes; one modality alone has nothing to be isolated from."""
     defaults, layers = model.defaults.guidance, model.transformer.layers
 
@@ -329,7 +347,7 @@ def _guidance(request: Request, pipeline: Pipeline, model: Model) -> Guidance:
     video, audio = params("video", defaults.video), params("audio", defaults.audio)
     if not pipeline.makes_picture:
         return Guidance(GuidanceParams(), replace(audio, modality_scale=1.0))
-    if not (request.audio and pipeline.makes_sound):
+    if not sound:
         return Guidance(replace(video, modality_scale=1.0), GuidanceParams())
     return Guidance(video, audio)
 

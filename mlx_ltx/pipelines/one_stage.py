@@ -14,7 +14,7 @@ from mlx_ltx.events import Event, Finished, Phase
 from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.images import encode_images, image_phases
 from mlx_ltx.pipelines.job import Job
-from mlx_ltx.pipelines.output import output_phases, write_outputs
+from mlx_ltx.pipelines.output import Made, output_phases, write_outputs
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.pipelines.stage import Given, bring_in_transformer, denoise_phases, denoise_stage, load_phase
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
@@ -53,7 +53,7 @@ def run(job: Job) -> Generator[Event, None, Finished]:
             guidance=job.guidance,
             sampler=SAMPLERS[job.request.sampler or "euler"](),
         )  # fmt: skip
-        made.append(latents)
+        made.append(Made(latents))
     del model
     return (yield from write_outputs(run, made))
 
@@ -62,7 +62,14 @@ PIPELINE = fields.Pipeline(
     name="one-stage",
     title="guided, at full size; for dev models",
     takes=(
-        fields.PROMPT | fields.SEGMENTS | fields.SIZE | fields.LENGTH | fields.IMAGES | fields.LORAS | fields.GUIDANCE
+        fields.PROMPT
+        | fields.SEGMENTS
+        | fields.SIZE
+        | fields.LENGTH
+        | fields.IMAGES
+        | fields.LORAS
+        | fields.GUIDANCE
+        | fields.HDR
     )
     | {"audio", "sampler"},
     guided=True,

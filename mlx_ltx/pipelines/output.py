@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +13,11 @@ import numpy as np
 
 from mlx_ltx.checkpoints.components import load_audio_decoder, load_video_decoder, load_vocoder
 from mlx_ltx.events import Event, FileWritten, Finished, Phase, Progress
-from mlx_ltx.media.audio import write_audio
+from mlx_ltx.media.audio import fit_length, read_audio, write_audio
+from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.contact_sheet import ContactSheet, save_sheets
+from mlx_ltx.media.hdr import HdrSpace, master_light, working_codes
+from mlx_ltx.media.sound import SourceSound
 from mlx_ltx.media.video import VideoWriter
 from mlx_ltx.models.audio_vae import AudioDecoder
 from mlx_ltx.models.video_vae import VideoDecoder
@@ -21,52 +27,80 @@ from mlx_ltx.sampling.noise import Noise
 from mlx_ltx.sampling.state import Latents
 
 SOUND, PICTURE = "decode-audio", "decode-video"
+SDR_KNEE = 0.8  # light below it is shown as it is; what is brighter is rolled off
 
 
-def output_phases(job: Job) -> list[Phase]:
+@dataclass(frozen=True)
+class Made:
+    """What a recipe made of one shot, not decoded yet.
+
+    Attributes:
+        latents: of the modalities that are to be decoded.
+        sound: a file's sound that takes the place of decoded sound.
+        compose_frames: from decoded frames, uint8 (n, H, W, 3), to the clip's; None takes them as they are.
+        compose_sound: the same for the waveform, (samples, 2).
+    """
+
+    latents: Latents
+    sound: SourceSound | None = None
+    compose_frames: Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]] | None = None
+    compose_sound: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+def output_phases(job: Job, decodes_sound: bool = True) -> list[Phase]:
     phases = []
-    if job.sound:
+    if job.sound and decodes_sound:
         phases.append(Phase(SOUND, "Decoding the sound", 2, "networks"))
     if _needs_picture(job):
         phases.append(Phase(PICTURE, "Decoding and encoding the picture", job.clip.frames, "frames"))
     return per_shot(job, phases)
 
 
-def write_outputs(run: Run, made: Sequence[Latents]) -> Generator[Event, None, Finished]:
+def write_outputs(run: Run, made: Sequence[Made]) -> Generator[Event, None, Finished]:
     """Decode and write everything that was asked for; the last part of a recipe."""
     job = run.job
     writer = _Writer(job)
-    for shot, latents in zip(run.shots, made, strict=True):
+    for shot, each in zip(run.shots, made, strict=True):
         waveform = None
-        if latents.audio is not None:
-            waveform = yield from run.phase(SOUND, writer.decode_audio(latents.audio))
+        if each.latents.audio is not None:
+            waveform = yield from run.phase(SOUND, writer.decode_audio(each))
         if _needs_picture(job):
-            assert latents.video is not None
-            yield from run.phase(PICTURE, writer.write_picture(shot, latents.video, waveform))
-        if shot.request.output_audio is not None and waveform is not None:
-            write_audio(shot.request.output_audio, waveform, job.model.vocoder.sample_rate, job.request.force)
-            yield FileWritten(shot.request.output_audio, "audio")
+            yield from run.phase(PICTURE, writer.write_picture(shot, each, waveform))
+        if shot.request.output_audio is not None:
+            yield from writer.write_sound(shot, each, waveform)
     if job.request.contact_sheet is not None:
         save_sheets(writer.sheets, job.request.contact_sheet, job.request.force)
         yield FileWritten(job.request.contact_sheet, "contact sheet")
     return run.finish()
 
 
-def fit_length(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """Cut, or fill with silence at the end."""
-    missing = max(samples - len(waveform), 0)
-    return np.pad(waveform[:samples], ((0, missing), (0, 0)))
-
-
 def decode_frames(decoder: VideoDecoder, latent: mx.array, noise: Noise, dtype: mx.Dtype) -> Iterator[np.ndarray]:
-    """Latent (1, F, H, W, C) to uint8 RGB frames (n, H, W, 3), in order, as soon as they are ready."""
+    """Latent (1, F, H, W, C) to frames (n, H, W, 3), float32 nominally in [-1, 1], in order, as soon as they are ready.
+
+    The decoder runs in ``dtype``, its results are float32.
+    """
     for frames in decoder.stream(latent.astype(dtype), noise=noise):
-        pixels = mx.clip((frames[0].astype(mx.float32) + 1) * 127.5, 0, 255)
-        yield np.array(mx.round(pixels).astype(mx.uint8))
+        yield np.array(frames[0].astype(mx.float32))
+
+
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """From [-1, 1] to 0 to 255, rounded."""
+    return np.clip(np.rint((frames + 1) * np.float32(127.5)), 0, 255).astype(np.uint8)
+
+
+def sdr_preview(light: np.ndarray) -> np.ndarray:
+    """Linear Rec.709 light, 1 being diffuse white, as uint8 sRGB; highlights are rolled off instead of cut."""
+    light = np.maximum(light, 0)
+    over = np.maximum(light - SDR_KNEE, 0)
+    light = np.minimum(light, SDR_KNEE) + (1 - SDR_KNEE) * (1 - np.exp(-over / (1 - SDR_KNEE)))
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.power(light, 1 / 2.4) - 0.055)
+    return np.clip(np.rint(encoded * 255), 0, 255).astype(np.uint8)
 
 
 def _needs_picture(job: Job) -> bool:
-    return job.pipeline.makes_picture and (job.request.output is not None or job.request.contact_sheet is not None)
+    request = job.request
+    wanted = (request.output, request.contact_sheet, request.output_exr, request.output_hdr)
+    return job.pipeline.makes_picture and any(path is not None for path in wanted)
 
 
 class _Writer:
@@ -78,60 +112,127 @@ class _Writer:
         self._sound: tuple[AudioDecoder, nn.Module] | None = None
         self._picture: VideoDecoder | None = None
 
-    def decode_audio(self, latent: mx.array) -> Generator[Event, None, np.ndarray]:
-        """Latent (1, T, M, C) to float32 (samples, 2) in [-1, 1], as long as the picture."""
+    @property
+    def rate(self) -> int:
+        return self.job.model.vocoder.sample_rate
+
+    def decode_audio(self, made: Made) -> Generator[Event, None, np.ndarray]:
+        """The sound as float32 (samples, 2) in [-1, 1], as long as the picture."""
         job = self.job
         if self._sound is None:
-            self._sound = (
-                load_audio_decoder(job.model.checkpoint, job.dtype),
-                load_vocoder(job.model.checkpoint)[0],
-            )
+            decoder = load_audio_decoder(job.model.checkpoint, job.dtype)
+            self._sound = decoder, load_vocoder(job.model.checkpoint)[0]
         decoder, vocoder = self._sound
-        mel = decoder(latent.astype(job.dtype))
+        assert made.latents.audio is not None
+        mel = decoder(made.latents.audio.astype(job.dtype))
         mx.eval(mel)
         yield Progress(SOUND, 1, 2)
-        waveform = np.array(vocoder(mel.astype(mx.float32))[0])
+        waveform = fit_length(np.array(vocoder(mel.astype(mx.float32))[0]), round(job.clip.duration * self.rate))
         yield Progress(SOUND, 2, 2)
-        return fit_length(waveform, round(job.clip.duration * job.model.vocoder.sample_rate))
+        return made.compose_sound(waveform) if made.compose_sound else waveform
 
-    def write_picture(self, shot: Shot, latent: mx.array, waveform: np.ndarray | None) -> Generator[Event, None, None]:
-        """Decode the picture frame by frame into the file and the contact sheet."""
-        job, request, clip = self.job, shot.request, self.job.clip
-        rate = job.model.vocoder.sample_rate
-        sheet = self._new_sheet(shot, waveform, rate)
-        if self._picture is None:
-            self._picture = load_video_decoder(job.model.checkpoint, job.dtype)
-        decoder = self._picture
+    def write_sound(self, shot: Shot, made: Made, waveform: np.ndarray | None) -> Generator[Event, None, None]:
+        """The sound as a file of its own."""
+        path, rate = shot.request.output_audio, self.rate
+        assert path is not None
+        if waveform is None and made.sound is not None:
+            waveform, rate = read_audio(made.sound.path, made.sound.start, self.job.clip.duration, stereo=True)
+            waveform = fit_length(waveform, round(self.job.clip.duration * rate))
+        if waveform is not None:
+            write_audio(path, waveform, rate, self.job.request.force)
+            yield FileWritten(path, "audio")
 
-        def frames() -> Iterator[tuple[np.ndarray, Event]]:
+    def write_picture(self, shot: Shot, made: Made, waveform: np.ndarray | None) -> Generator[Event, None, None]:
+        """Decode the picture once, frame by frame, into every file that shows it."""
+        job, request = self.job, shot.request
+        sheet = self._new_sheet(shot, waveform)
+        with ExitStack() as files:
+            video = exr = master = None
+            if request.output is not None:
+                video = files.enter_context(self._video(shot, request.output, made, waveform))
+            if request.output_exr is not None:
+                exr = files.enter_context(self._space.folder(request.output_exr, request.force))
+            if request.output_hdr is not None:
+                master = files.enter_context(self._video(shot, request.output_hdr, made, waveform, hlg=True))
             done = 0
-            for chunk in decode_frames(decoder, latent, shot.noise, job.dtype):
-                if sheet is not None:
-                    sheet.add(chunk)
-                done += len(chunk)
-                yield chunk, Progress(PICTURE, done, clip.frames)
+            for frames in self._frames(shot, made):
+                if exr is not None:
+                    exr.write_frames(self._exr_pixels(frames))
+                if master is not None:
+                    master.write_frames(master_light(frames, job.curve))
+                if video is not None or sheet is not None:
+                    shown = sdr_preview(master_light(frames, job.curve)) if self._hdr else frames
+                    if video is not None:
+                        video.write_frames(shown)
+                    if sheet is not None:
+                        sheet.add(shown)
+                done += len(frames)
+                yield Progress(PICTURE, done, job.clip.frames)
+        for path, kind in (
+            (request.output, "video"),
+            (request.output_exr, "EXR frames"),
+            (request.output_hdr, "HLG video"),
+        ):
+            if path is not None:
+                yield FileWritten(path, kind)
 
-        if request.output is None:
-            for _, progress in frames():
-                yield progress
-            return
-        sound_rate = None if waveform is None else rate
+    def _frames(self, shot: Shot, made: Made) -> Iterator[np.ndarray]:
+        """uint8 frames of an ordinary clip; float32 in [-1, 1] of an HDR one."""
+        decoded: Iterator[np.ndarray] = iter(())
+        if made.latents.video is not None:
+            if self._picture is None:
+                # log codes are stretched over many stops of light: they need the precision
+                dtype = mx.float32 if self._hdr else self.job.dtype
+                self._picture = load_video_decoder(self.job.model.checkpoint, dtype)
+            decoder = self._picture
+            decoded = decode_frames(decoder, made.latents.video, shot.noise, decoder.conv_in.conv.weight.dtype)
+        if self._hdr:
+            return decoded
+        pixels = map(to_uint8, decoded)
+        return made.compose_frames(pixels) if made.compose_frames else pixels
+
+    @property
+    def _hdr(self) -> bool:
+        return self.job.request.hdr is not None
+
+    @property
+    def _space(self) -> HdrSpace:
+        assert self.job.request.hdr is not None
+        return HdrSpace[self.job.request.hdr]
+
+    def _exr_pixels(self, frames: np.ndarray) -> np.ndarray:
+        if self.job.curve is LogCurve.ACESCCT:
+            return self._space.from_network(frames)
+        return self.job.curve.to_linear(working_codes(frames), self._space.primaries)
+
+    @contextmanager
+    def _video(
+        self, shot: Shot, path: Path, made: Made, waveform: np.ndarray | None, hlg: bool = False
+    ) -> Iterator[VideoWriter]:
+        """An mp4 that has its sound already."""
+        clip = self.job.clip
         with VideoWriter(
-            request.output, clip.width, clip.height, clip.fps, sound_rate, request.settings(), force=request.force
+            path,
+            clip.width,
+            clip.height,
+            clip.fps,
+            None if waveform is None else self.rate,
+            shot.request.settings(),
+            force=self.job.request.force,
+            sound=made.sound if waveform is None else None,
+            hlg=hlg,
         ) as writer:
             if waveform is not None:
                 writer.write_audio(waveform)
-            for chunk, progress in frames():
-                writer.write_frames(chunk)
-                yield progress
-        yield FileWritten(request.output, "video")
+            yield writer
 
-    def _new_sheet(self, shot: Shot, waveform: np.ndarray | None, rate: int) -> ContactSheet | None:
+    def _new_sheet(self, shot: Shot, waveform: np.ndarray | None) -> ContactSheet | None:
         job = self.job
         if job.request.contact_sheet is None:
             return None
         several = len(job.shots) > 1
         title = f"seed {shot.request.seed}: {shot.request.prompt}" if several else None
+        rate = None if waveform is None else self.rate
         sheet = ContactSheet(job.clip.frames, job.clip.fps, 6 if several else 12, title, waveform, rate)
         self.sheets.append(sheet)
         return sheet

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlx_ltx.events import Event, Finished, Phase
+from mlx_ltx.media.color import LogCurve
+from mlx_ltx.pipelines.defaults import Defaults
 from mlx_ltx.request import Request
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ GUIDANCE = frozenset(
 )
 TWO_STAGES = frozenset({"spatial_upsampler"})
 HDR = frozenset({"hdr", "output_exr", "output_hdr"})
+CLIP = PROMPT | SEGMENTS | SIZE | LENGTH | IMAGES | LORAS | HDR | {"audio"}  # what every way of making a new clip takes
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Pipeline:
             refines; None where it is not needed.
         first_stage_loras: LoRAs are for the first stage unless they say otherwise.
         makes_picture, makes_sound: what there is to write.
+        has_sound: whether a request's sources have sound, where that decides about the clip's.
+        defaults: changes what the model's generation does unless asked otherwise.
+        curve: how the networks' values stand for light, in HDR.
         clip: the clip's shape, where it is not simply asked for.
         check: anything else that can be known beforehand.
     """
@@ -67,6 +73,9 @@ class Pipeline:
     first_stage_loras: bool = False
     makes_picture: bool = True
     makes_sound: bool = True
+    has_sound: Callable[[Request], bool] | None = None
+    defaults: Callable[[Defaults], Defaults] | None = None
+    curve: LogCurve = LogCurve.ACESCCT
     clip: Callable[[Request, Model], ClipShape] | None = None
     check: Callable[[Job], None] | None = None
 
@@ -74,7 +83,34 @@ class Pipeline:
 def pipelines() -> dict[str, Pipeline]:
     """All pipelines by name."""
     # The recipes import this module's neighbours, which ask for this table.
-    from mlx_ltx.pipelines.distilled import PIPELINE as DISTILLED
-    from mlx_ltx.pipelines.one_stage import PIPELINE as ONE_STAGE
+    from mlx_ltx.pipelines import (
+        audio_to_video,
+        distilled,
+        dub_it,
+        edit,
+        hdr_ic_lora,
+        hq,
+        ic_lora,
+        keyframes,
+        one_stage,
+        text_to_audio,
+        two_stage,
+        upscale,
+    )
 
-    return {pipeline.name: pipeline for pipeline in (DISTILLED, ONE_STAGE)}
+    found = (
+        distilled.PIPELINE,
+        one_stage.PIPELINE,
+        two_stage.PIPELINE,
+        hq.PIPELINE,
+        keyframes.PIPELINE,
+        audio_to_video.PIPELINE,
+        text_to_audio.PIPELINE,
+        edit.RETAKE,
+        edit.EXTEND,
+        ic_lora.PIPELINE,
+        hdr_ic_lora.PIPELINE,
+        dub_it.PIPELINE,
+        upscale.PIPELINE,
+    )
+    return {pipeline.name: pipeline for pipeline in found}

@@ -86,12 +86,10 @@ def encode_frames(
 
 def _encode(job: Job, frames: Iterable[np.ndarray], clip: ClipShape, total: int) -> Generator[Event, None, mx.array]:
     encoder = load_video_encoder(job.model.checkpoint, job.dtype)
-    done = 0
     pixels = []
-    for frame in frames:
+    for done, frame in enumerate(frames, 1):
         padding = ((0, clip.height - frame.shape[0]), (0, clip.width - frame.shape[1]), (0, 0))
         pixels.append(np.pad(frame, padding, mode="edge"))
-        done += 1
         yield Progress(VIDEO, done, total)
     video = mx.array(np.stack(pixels))[None].astype(mx.float32) / 127.5 - 1
     del pixels

@@ -76,17 +76,24 @@ class TemporalRegion:
 
     Attributes:
         start, end: seconds; the end is not part of the range.
+        outside: the range is what is kept, and all tokens that reach beyond it are generated.
     """
 
     start: float
     end: float
+    outside: bool = False
 
     def apply(self, state: LatentState, grid: VideoGrid | AudioGrid) -> LatentState:
         begins, ends = grid.positions()[0, 0].T
-        inside = (ends > self.start) & (begins < self.end)
-        if self.start >= self.end or not inside.any():
-            raise ValueError(f"no part of {grid} lies between {self.start} and {self.end} seconds")
-        return replace(state, mask=np.append(inside.astype(np.float32), state.mask[grid.tokens :]))
+        if self.outside:
+            rounding = 1e-4  # positions are float32
+            generated = (begins < self.start - rounding) | (ends > self.end + rounding)
+        else:
+            generated = (ends > self.start) & (begins < self.end)
+        if self.start >= self.end or not generated.any():
+            side = "outside of" if self.outside else "between"
+            raise ValueError(f"no part of {grid} lies {side} {self.start} and {self.end} seconds")
+        return replace(state, mask=np.append(generated.astype(np.float32), state.mask[grid.tokens :]))
 
 
 @dataclass(frozen=True)

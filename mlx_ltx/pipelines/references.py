@@ -1,0 +1,161 @@
+"""Part of the IC-LoRA recipes: reference videos as tokens that the clip follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx.checkpoints.components import load_video_encoder
+from mlx_ltx.errors import UserError
+from mlx_ltx.events import Event, Phase, Progress
+from mlx_ltx.media.clips import read_clip
+from mlx_ltx.media.fit import FitMode, fit_pixels
+from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.run import Run
+from mlx_ltx.request import VideoInput
+from mlx_ltx.sampling.conditioning import AttentionStrength, Reference
+from mlx_ltx.sampling.geometry import ClipShape
+from mlx_ltx.sampling.state import Conditioning
+
+REFERENCES = "encode-references"
+
+
+@dataclass(frozen=True)
+class ReferenceScale:
+    """How a LoRA's reference videos are smaller than its clips: in size, and in frames per second."""
+
+    size: int = 1
+    time: int = 1
+
+
+def reference_scale(job: Job) -> ReferenceScale:
+    """What the LoRAs of the first stage were trained with.
+
+    Raises:
+        UserError: they disagree.
+    """
+    found = {
+        ReferenceScale(lora.file.info.reference_downscale_factor, lora.file.info.reference_temporal_scale_factor)
+        for lora in job.loras.first
+    }
+    told = found - {ReferenceScale()}
+    if len(told) > 1:
+        raise UserError("the LoRAs were trained with references of different scales; use one of them")
+    return told.pop() if told else ReferenceScale()
+
+
+def check_scale(clip: ClipShape, scale: ReferenceScale, space: int) -> None:
+    """A reference must be on the model's grid as well."""
+    for name, value in (("--width", clip.width), ("--height", clip.height)):
+        if value % (scale.size * space):
+            raise UserError(
+                f"{name} {value}: the LoRA's references are {scale.size} times smaller, so a stage's size must be a "
+                f"multiple of {scale.size * space}"
+            )
+
+
+def reference_phase(job: Job, count: int) -> Phase:
+    return Phase(REFERENCES, f"Encoding {count} reference{'s' if count != 1 else ''}", count, "videos")
+
+
+def reference_frames(
+    source: VideoInput | Path, clip: ClipShape, scale: ReferenceScale, fit: FitMode, time_scale: int
+) -> Iterator[np.ndarray]:
+    """A reference's frames at its size and rate, uint8: frame 0, then every ``scale.time``-th."""
+    path = source.path if isinstance(source, VideoInput) else source
+    height, width = clip.height // scale.size, clip.width // scale.size
+    frames = read_clip(path, fps=clip.fps)
+    kept = 0
+    shown: np.ndarray | None = None
+    for index in range(clip.frames):
+        frame = next(frames, None)
+        if frame is None:
+            break
+        if index == 0 or (index - 1) % scale.time == 0:
+            shown = fit_pixels(frame, height, width, fit)
+            kept += 1
+            yield shown
+    if shown is None:
+        raise UserError(f"{path}: has no frames")
+    for _ in range((1 - kept) % time_scale):  # up to the next whole latent frame
+        yield shown
+
+
+def encode_references(
+    run: Run,
+    sources: list[VideoInput],
+    stages: list[ClipShape],
+    scale: ReferenceScale,
+    fit: FitMode = "crop",
+    attention: Callable[[ClipShape], float | np.ndarray] | None = None,
+    repeat: int = 1,
+    convert: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Generator[Event, None, list[list[Conditioning]]]:
+    """Reference conditionings, a list per stage.
+
+    Args:
+        attention: how strongly the clip's tokens and the reference's see each other in a stage; None fully.
+        repeat: each frame of the source that often (the HDR pipeline's high quality).
+        convert: from [0, 1] to what the network is to see, in [0, 1]; None as it is.
+    """
+    work = _encode(run.job, sources, stages, scale, fit, attention, repeat, convert)
+    return (yield from run.phase(REFERENCES, work))
+
+
+def _encode(
+    job: Job,
+    sources: list[VideoInput],
+    stages: list[ClipShape],
+    scale: ReferenceScale,
+    fit: FitMode,
+    attention: Callable[[ClipShape], float | np.ndarray] | None,
+    repeat: int,
+    convert: Callable[[np.ndarray], np.ndarray] | None,
+) -> Generator[Event, None, list[list[Conditioning]]]:
+    encoder = load_video_encoder(job.model.checkpoint, job.dtype)
+    time_scale = job.model.video_vae.time_scale
+    results: list[list[Conditioning]] = []
+    for clip in stages:
+        results.append([])
+        for source in sources:
+            read = clip if repeat == 1 else ClipShape(-(-clip.frames // repeat), clip.height, clip.width, clip.fps)
+            pixels = np.stack(list(reference_frames(source, read, scale, fit, 1 if repeat > 1 else time_scale)))
+            if repeat > 1:
+                pixels = np.repeat(pixels, repeat, axis=0)[: clip.frames]
+            unit = pixels.astype(np.float32) / 255
+            seen = (unit if convert is None else convert(unit)) * 2 - 1
+            latent = encoder(mx.array(seen)[None].astype(job.dtype))
+            mx.eval(latent)
+            item: Conditioning = Reference(latent, source.strength, scale.size, scale.time)
+            if attention is not None:
+                strength = attention(ClipShape(len(pixels), seen.shape[1], seen.shape[2], clip.fps))
+                item = AttentionStrength(item, strength)
+            results[-1].append(item)
+            yield Progress(REFERENCES, sum(map(len, results)), len(stages) * len(sources))
+    return results
+
+
+def latent_mask(path: Path, clip: ClipShape, space: int, time_scale: int) -> np.ndarray:
+    """A mask video as strengths of latent tokens, (F, H, W) in [0, 1].
+
+    Areas are averaged: over a latent's pixels, and over its frames, of which the first latent has one.
+    """
+    height, width = clip.height // space, clip.width // space
+    frames = []
+    last: np.ndarray | None = None
+    for frame in read_clip(path, fps=clip.fps):
+        grey = fit_pixels(frame, clip.height, clip.width, "stretch").mean(axis=-1) / 255
+        last = grey.reshape(height, space, width, space).mean(axis=(1, 3))
+        frames.append(last)
+        if len(frames) == clip.frames:
+            break
+    if last is None:
+        raise UserError(f"--conditioning-attention-mask {path}: has no frames")
+    frames += [last] * (clip.frames - len(frames))
+    rest = np.stack(frames[1:]).reshape(-1, time_scale, height, width).mean(axis=1) if clip.frames > 1 else None
+    first = frames[0][None]
+    return np.clip(first if rest is None else np.concatenate([first, rest]), 0, 1).astype(np.float32)
