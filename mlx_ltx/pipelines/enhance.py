@@ -194,7 +194,7 @@ def _enhance_all(job: Job) -> Generator[Event, None, tuple[TextModel, dict[str, 
     prompts = _prompts(job)
     enhanced = {}
     for index, (prompt, seed) in enumerate(prompts.items()):
-        written, writing = 0.0, enhance(text_model, chat, prompt, seed, image)
+        written, writing = 0.0, enhance(text_model, chat, prompt, seed, image, LIMIT)
         while True:
             try:
                 step = next(writing)

@@ -39,8 +39,6 @@ def talking(instruct_gemma):
 def short(monkeypatch) -> int:
     """So few tokens that random weights, which seldom stop by themselves, are done soon."""
     monkeypatch.setattr(enhancing, "LIMIT", 12)
-    # enhance() has taken the limit as its default already
-    monkeypatch.setattr(enhancing.enhance, "__defaults__", (None, 12))
     return 12
 
 
