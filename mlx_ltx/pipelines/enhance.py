@@ -20,6 +20,7 @@ from mlx_ltx.checkpoints.gemma import TextModel, load_gemma
 from mlx_ltx.checkpoints.gemma_vision import NoVision, load_vision
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase, Progress, PromptEnhanced, TextStreamed, Warned
+from mlx_ltx.media.exr import is_exr
 from mlx_ltx.media.images import load_image
 from mlx_ltx.models.gemma_generate import ImageTokens, ReadStep
 from mlx_ltx.pipelines.instructions import IMAGE_INSTRUCTIONS, TEXT_INSTRUCTIONS, user_message
@@ -119,6 +120,8 @@ def look(folder: Path, image: Path, dtype: mx.Dtype) -> SeenImage:
         NoVision: it cannot.
         UserError: the image or the folder cannot be read.
     """
+    if is_exr(image):
+        raise NoVision("EXR holds linear light, which it was not trained to see")
     vision, token = load_vision(folder, dtype)
     features = vision(load_image(image))
     mx.eval(features)

@@ -17,10 +17,11 @@ from PIL import Image
 import mlx_ltx.pipelines.enhance as enhancing
 from mlx_ltx.checkpoints.chat import load_chat
 from mlx_ltx.checkpoints.gemma import load_gemma
+from mlx_ltx.checkpoints.gemma_vision import NoVision
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Finished, PhaseStarted, Planned, Progress, PromptEnhanced, TextStreamed, Warned
 from mlx_ltx.media.video import read_frames, read_metadata
-from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, Cleaner, SeenImage, enhance, enhance_only
+from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, Cleaner, SeenImage, enhance, enhance_only, look
 from mlx_ltx.pipelines.instructions import IMAGE_INSTRUCTIONS, TEXT_INSTRUCTIONS
 from mlx_ltx.pipelines.job import prepare
 from mlx_ltx.request import ImageInput, Request
@@ -218,15 +219,20 @@ def test_without_the_vision_extra_the_text_alone_is_enhanced_with_a_warning(inst
     assert with_image == finish(enhance_only(prepare(a_request(instruct_gemma, tmp_path / "a.mp4"))))
 
 
+def test_linear_pictures_are_not_shown(instruct_gemma) -> None:
+    with pytest.raises(NoVision, match="EXR"):
+        look(instruct_gemma, Path("frame.exr"), mx.float32)
+
+
 def test_the_first_image_is_shown(instruct_gemma, tmp_path, short, monkeypatch) -> None:
     size = load_gemma(instruct_gemma, mx.float32).model.config.hidden_size
     looked = []
 
-    def look(folder, image, dtype):
+    def see(folder, image, dtype):
         looked.append((folder, image, dtype))
         return SeenImage(mx.random.normal((1, 4, size), key=mx.random.key(0)), 9)
 
-    monkeypatch.setattr(enhancing, "look", look)
+    monkeypatch.setattr(enhancing, "look", see)
     for name in ("i.png", "j.png"):
         Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / name)
     images = (ImageInput(tmp_path / "i.png"), ImageInput(tmp_path / "j.png", 8))
