@@ -381,6 +381,10 @@ def _replayed(request: Request, changes: dict[str, Any]) -> Request:
             changes.setdefault(several, ())
     if "prompts" in changes or "segments" in changes:
         changes.setdefault("prompt", "")
+    if "prompt" in changes:
+        changes.setdefault("original_prompt", None)
+    elif changes.get("enhance_prompt") and request.original_prompt:
+        changes["prompt"] = request.original_prompt  # not what was made of it
     return request.with_changes(**changes)
 
 
@@ -441,6 +445,20 @@ def generate(request: Request, screen: display.Display) -> None:
         screen.close()
 
 
+def enhance_only(request: Request, screen: display.Display) -> None:
+    """Rewrite the prompt of a request, show it, and write nothing."""
+    from mlx_ltx.pipelines.enhance import enhance_only
+    from mlx_ltx.pipelines.job import prepare
+
+    if not request.outputs:
+        request = request.with_changes(output=Path("clip.mp4"), force=True)  # which is not written
+    try:
+        for event in enhance_only(prepare(request.with_changes(enhance_prompt=True))):
+            screen.show(event)
+    finally:
+        screen.close()
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Do what the flags say."""
     given = vars(arguments)
@@ -457,8 +475,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from mlx_ltx.checkpoints.offer import with_model
 
-    screen = display.choose(quiet, as_json)
-    with_model(lambda: generate(request, screen), interactive=not (as_json or quiet))
+    if given.get("enhance_only"):
+        action, screen = enhance_only, display.choose(quiet, as_json, text=sys.stdout)
+    else:
+        action, screen = generate, display.choose(quiet, as_json)
+    with_model(lambda: action(request, screen), interactive=not (as_json or quiet))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

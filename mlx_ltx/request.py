@@ -232,6 +232,10 @@ class Request:
             raise UserError("--segment takes the place of --prompt; give one of them")
         if self.segments and (self.num_frames is not None or self.duration is not None):
             raise UserError("--segment says how long the clip is; leave out --num-frames and --duration")
+        if self.enhance_prompt and self.segments:
+            raise UserError("--enhance-prompt rewrites one whole prompt; it does not go with --segment")
+        if self.enhance_prompt and not (self.prompt or self.prompts):
+            raise UserError("--enhance-prompt needs a prompt; give --prompt TEXT")
         for segment in self.segments:
             if not (math.isfinite(segment.seconds) and segment.seconds > 0):
                 raise UserError(f"--segment {segment.text!r}: {segment.seconds:g} seconds is not a positive number")

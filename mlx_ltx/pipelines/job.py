@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_ltx.checkpoints.chat import check_chat
 from mlx_ltx.checkpoints.components import read_config
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.gemma import check_text_width, read_gemma_config
@@ -168,6 +169,8 @@ def prepare(request: Request) -> Job:
     _check_upsampler(pipeline, model)
     if pipeline.defaults is not None:
         model = replace(model, defaults=pipeline.defaults(model.defaults))
+    if request.enhance_prompt:
+        check_chat(model.files.text_encoder)
     clip = pipeline.clip(request, model) if pipeline.clip else clip_shape(request, model, pipeline)
     for image in request.images:
         if image.frame >= clip.frames:
