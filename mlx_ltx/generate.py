@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from mlx_ltx import display
 from mlx_ltx.errors import UserError
 from mlx_ltx.request import (
+    CFG_RULES,
     COLOUR_SPACES,
     DEFAULT_FPS,
     DEFAULT_SEED,
@@ -246,6 +247,10 @@ def _add_guidance(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help="denoising steps (15, 30 or 40)")
     group.add_argument("--sampler", choices=SAMPLERS, help="one-stage: how a step is made (euler)")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    group.add_argument("--cfg-rule", choices=CFG_RULES, help="how: straight, CFG*, or adaptive projected (plain)")
+    group.add_argument("--apg-eta", type=float, metavar="X", help="apg: how much of the contrast to keep, 0 to 1 (1)")
+    group.add_argument("--apg-norm-threshold", type=float, metavar="X", help="apg: longest step (0: any)")
+    group.add_argument("--apg-momentum", type=float, metavar="X", help="apg: share of earlier steps, -1 to 1 (0)")
     for stream, other, noun in (("video", "a2v", "picture"), ("audio", "v2a", "sound")):
         cfg = [f"--{stream}-cfg-guidance-scale"] + (["--cfg-scale"] if stream == "video" else [])
         group.add_argument(*cfg, dest=f"{stream}_cfg_scale", type=float, metavar="X", help=f"{noun}: prompt (1: off)")

@@ -18,6 +18,7 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 FITS = ("crop", "contain", "stretch")
 SAMPLERS = ("euler", "gradient-estimation")
+CFG_RULES = ("plain", "star", "apg")
 REGENERATE = ("both", "video", "audio")
 UPSCALE = ("spatial", "temporal")
 COLOUR_SPACES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
@@ -118,6 +119,8 @@ class Request:
         fps: frames per second.
         seed: of the noise; ``seeds`` for several clips.
         steps, sampler: of guided denoising; the sampler is "euler" or "gradient-estimation".
+        cfg_rule: how it steers away from the negative prompt: "plain", "star" or "apg"; ``apg_eta``,
+            ``apg_norm_threshold`` and ``apg_momentum`` are of the last one, see :class:`mlx_ltx.sampling.guidance.Apg`.
         video_cfg_scale ... audio_skip_step: guidance, see :class:`mlx_ltx.sampling.guidance.GuidanceParams`.
         images: given frames; ``fit`` is how they fill the picture: "crop", "contain" or "stretch".
         audio: whether to make sound.
@@ -160,6 +163,10 @@ class Request:
     segments: tuple[Segment, ...] = ()
     steps: int | None = None
     sampler: str | None = None
+    cfg_rule: str | None = None
+    apg_eta: float | None = None
+    apg_norm_threshold: float | None = None
+    apg_momentum: float | None = None
     video_cfg_scale: float | None = None
     video_stg_scale: float | None = None
     video_stg_blocks: tuple[int, ...] | None = None
@@ -247,6 +254,12 @@ class Request:
                 _check(f"{stream}_{name}", getattr(self, f"{stream}_{name}"), lambda v: v >= 0, "0 or more")
             _check(f"{stream}_rescale", getattr(self, f"{stream}_rescale"), lambda v: 0 <= v <= 1, "from 0 to 1")
             _check(f"{stream}_skip_step", getattr(self, f"{stream}_skip_step"), lambda v: v >= 0, "0 or more")
+        _check("apg_eta", self.apg_eta, lambda v: 0 <= v <= 1, "from 0 to 1")
+        _check("apg_norm_threshold", self.apg_norm_threshold, lambda v: v >= 0, "0 or more")
+        _check("apg_momentum", self.apg_momentum, lambda v: -1 < v < 1, "between -1 and 1")
+        for name in ("apg_eta", "apg_norm_threshold", "apg_momentum"):
+            if getattr(self, name) is not None and self.cfg_rule != "apg":
+                raise UserError(f"{flag(name)} is for --cfg-rule apg")
         for name in ("attention_strength", "reference_strength"):
             _check(name, getattr(self, name), lambda v: 0 <= v <= 1, "from 0 to 1")
         for image in self.images:
@@ -363,6 +376,7 @@ CHOICES = {
     "dtype": DTYPES,
     "fit": FITS,
     "sampler": SAMPLERS,
+    "cfg_rule": CFG_RULES,
     "regenerate": REGENERATE,
     "upscale": UPSCALE,
     "hdr": COLOUR_SPACES,

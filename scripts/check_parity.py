@@ -19,9 +19,8 @@ import sys
 from pathlib import Path
 
 import parity
-from parity import Comparison, GoldenSet, runner_for
-
 from mlx_ltx.errors import UserError
+from parity import Comparison, GoldenSet, runner_for
 
 SUFFIX = ".io.safetensors"
 TOLERANCE = 1e-4

@@ -38,7 +38,7 @@ from mlx_ltx.sampling.geometry import (
     nearest_frame_counts,
     nearest_multiples,
 )
-from mlx_ltx.sampling.guidance import Guidance, GuidanceParams
+from mlx_ltx.sampling.guidance import Apg, CfgStar, Guidance, GuidanceParams, PlainCfg
 
 NOT_YET = (2, 4)  # from here on prompts are read by Gemma 4 and frames decoded by diffusion
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
@@ -347,12 +347,23 @@ def _guidance(request: Request, pipeline: Pipeline, model: Model, sound: bool) -
             raise UserError(f"{flag(f'{stream}_stg_scale')} needs at least one block in {flag(f'{stream}_stg_blocks')}")
         return chosen
 
-    video, audio = params("video", defaults.video), params("audio", defaults.audio)
+    rule = _cfg_rule(request)
+    video = replace(params("video", defaults.video), cfg_rule=rule)
+    audio = replace(params("audio", defaults.audio), cfg_rule=rule)
     if not pipeline.makes_picture:
         return Guidance(GuidanceParams(), replace(audio, modality_scale=1.0))
     if not sound:
         return Guidance(replace(video, modality_scale=1.0), GuidanceParams())
     return Guidance(video, audio)
+
+
+def _cfg_rule(request: Request) -> PlainCfg | CfgStar | Apg:
+    if request.cfg_rule == "star":
+        return CfgStar()
+    if request.cfg_rule == "apg":
+        eta = 1.0 if request.apg_eta is None else request.apg_eta
+        return Apg(eta, request.apg_norm_threshold or 0.0, request.apg_momentum or 0.0)
+    return PlainCfg()
 
 
 def _guidance_fields(guidance: Guidance) -> dict[str, Any]:

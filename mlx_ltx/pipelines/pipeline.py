@@ -24,7 +24,7 @@ SEGMENTS = frozenset({"segments"})
 IMAGES = frozenset({"images", "fit"})
 LORAS = frozenset({"loras", "camera"})
 GUIDANCE = frozenset(
-    {"negative_prompt", "steps"}
+    {"negative_prompt", "steps", "cfg_rule", "apg_eta", "apg_norm_threshold", "apg_momentum"}
     | {
         f"{stream}_{name}"
         for stream in ("video", "audio")

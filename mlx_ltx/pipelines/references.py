@@ -13,7 +13,10 @@ from mlx_ltx.checkpoints.components import load_video_encoder
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.media.clips import read_clip
+from mlx_ltx.media.color import LogCurve
+from mlx_ltx.media.exr import read_exr_clip
 from mlx_ltx.media.fit import FitMode, fit_pixels
+from mlx_ltx.media.hdr import HdrSpace
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.request import VideoInput
@@ -65,10 +68,13 @@ def reference_phase(job: Job, count: int) -> Phase:
 def reference_frames(
     source: VideoInput | Path, clip: ClipShape, scale: ReferenceScale, fit: FitMode, time_scale: int
 ) -> Iterator[np.ndarray]:
-    """A reference's frames at its size and rate, uint8: frame 0, then every ``scale.time``-th."""
+    """A reference's frames at its size and rate: frame 0, then every ``scale.time``-th.
+
+    They are in the values that came: 0 to 255, or light from a folder of EXR frames, which are taken one by one.
+    """
     path = source.path if isinstance(source, VideoInput) else source
     height, width = clip.height // scale.size, clip.width // scale.size
-    frames = read_clip(path, fps=clip.fps)
+    frames = read_exr_clip(path) if path.is_dir() else read_clip(path, fps=clip.fps)
     kept = 0
     shown: np.ndarray | None = None
     for index in range(clip.frames):
@@ -126,8 +132,11 @@ def _encode(
             pixels = np.stack(list(reference_frames(source, read, scale, fit, 1 if repeat > 1 else time_scale)))
             if repeat > 1:
                 pixels = np.repeat(pixels, repeat, axis=0)[: clip.frames]
-            unit = pixels.astype(np.float32) / 255
-            seen = (unit if convert is None else convert(unit)) * 2 - 1
+            if source.path.is_dir():
+                seen = _space(job, source.path).to_network(pixels)
+            else:
+                unit = pixels.astype(np.float32) / 255
+                seen = (unit if convert is None else convert(unit)) * 2 - 1
             latent = encoder(mx.array(seen)[None].astype(job.dtype))
             mx.eval(latent)
             item: Conditioning = Reference(latent, source.strength, scale.size, scale.time)
@@ -137,6 +146,12 @@ def _encode(
             results[-1].append(item)
             yield Progress(REFERENCES, sum(map(len, results)), len(stages) * len(sources))
     return results
+
+
+def _space(job: Job, folder: Path) -> HdrSpace:
+    if job.request.hdr is None or job.curve is not LogCurve.ACESCCT:
+        raise UserError(f"--video-conditioning {folder}: EXR frames need --hdr, in a pipeline that works in ACEScct")
+    return HdrSpace[job.request.hdr]
 
 
 def latent_mask(path: Path, clip: ClipShape, space: int, time_scale: int) -> np.ndarray:

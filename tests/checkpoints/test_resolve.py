@@ -169,7 +169,7 @@ def test_without_a_name_the_best_on_disk_is_taken(no_hub, monkeypatch):
     assert resolve_model(None).name == "ltx-2.3-distilled"
     monkeypatch.setattr(resolve, "total_memory", lambda: 32 << 30)
     assert best_model_on_disk(32 << 30) is None
-    with pytest.raises(UserError, match="does not fit .* of this machine; try it .*--model ltx-2.3-distilled"):
+    with pytest.raises(UserError, match=r"does not fit .* of this machine; try it .*--model ltx-2\.3-distilled"):
         resolve_model(None)
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import parity.audio  # noqa: F401
 import pytest
 from mlx.utils import tree_map
-from parity import Comparison, GoldenSet, runner_for
 
+import parity.audio  # noqa: F401
 from mlx_ltx.checkpoints.keymaps import AUDIO_DECODER, AUDIO_ENCODER
 from mlx_ltx.checkpoints.loading import load_weights, published_shapes
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
+from parity import Comparison, GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REAL = json.loads((GOLDEN / "real_configs.json").read_text())

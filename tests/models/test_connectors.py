@@ -6,18 +6,18 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import parity.text
 import pytest
 from mlx.utils import tree_map
-from parity import GoldenSet, runner_for
-from parity.text import finish, load_connectors, load_features
 
+import parity.text
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.gemma import load_gemma
 from mlx_ltx.checkpoints.keymaps import CONNECTORS
 from mlx_ltx.checkpoints.loading import published_shapes
 from mlx_ltx.models.connectors import Connector, ConnectorConfig, TextConnectors, right_padded_order
 from mlx_ltx.models.text_encoder import TextEncoder, embed_prompt, read_prompt
+from parity import GoldenSet, runner_for
+from parity.text import finish, load_connectors, load_features
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIGS: dict[str, Any] = json.loads((GOLDEN / "real_configs.json").read_text())

@@ -6,13 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import parity.text
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from parity import GoldenSet, runner_for
 
+import parity.text
 from mlx_ltx.checkpoints.gemma import load_gemma
 from mlx_ltx.models.gemma import FULL, SLIDING, Gemma, GemmaConfig, GemmaNorm, all_hidden_states
+from parity import GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # google/gemma-3-12b-it, where everything that is Gemma3TextConfig's default is left out

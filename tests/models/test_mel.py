@@ -2,12 +2,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import parity.audio  # noqa: F401
 import pytest
-from parity import GoldenSet, runner_for
 
+import parity.audio  # noqa: F401
 from mlx_ltx.models.audio_vae import AudioVaeConfig
 from mlx_ltx.models.mel import MelSpectrogram, slaney_filterbank
+from parity import GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -53,7 +53,7 @@ def test_full_size_keys_and_shapes(generation):
 )
 def test_unsupported_config_is_refused(key, value):
     config = {"transformer": {**CONFIGS["2.3"]["transformer"], key: value}}
-    with pytest.raises(ValueError, match="not supported|same number"):
+    with pytest.raises(ValueError, match=r"not supported|same number"):
         TransformerConfig.from_metadata(config)
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import parity.audio
 import pytest
 from mlx.utils import tree_map_with_path
-from parity import GoldenSet, runner_for
 
+import parity.audio
 from mlx_ltx.checkpoints.keymaps import VOCODER
 from mlx_ltx.checkpoints.loading import load_weights, published_shapes
 from mlx_ltx.models import vocoder as vocoder_module
 from mlx_ltx.models.anti_alias import BLOCK, AntiAliasedSnake, SincResampler, fir_downsample, fir_upsample
 from mlx_ltx.models.vocoder import DilatedConv1d, Upsample, VocoderConfig, build_vocoder
+from parity import GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REAL = json.loads((GOLDEN / "real_configs.json").read_text())

@@ -208,3 +208,18 @@ def test_a_clip_with_a_variable_rate_is_refused_in_one_line(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(mlx_ltx.UserError, match="variable frame rate"):
         make(pipeline="retake", video_path=path, start_time=0.1, output=tmp_path / "a.mp4")
+
+
+def test_a_folder_of_exr_frames_is_a_reference(lora, tmp_path):
+    from mlx_ltx.media.hdr import HdrSpace
+
+    with HdrSpace.ACESCG.folder(tmp_path / "light") as folder:
+        folder.write_frames(np.random.default_rng(0).random((9, 64, 128, 3), np.float32) * 4)
+    request = {
+        "pipeline": "ic-lora", "loras": (LoraInput(lora()),), "video_conditionings": (VideoInput(tmp_path / "light"),),
+        "width": 128, "height": 64, "num_frames": 9,
+    }  # fmt: skip
+    make(**request, hdr="ACESCG", output_exr=tmp_path / "made")
+    assert len(list((tmp_path / "made").iterdir())) == 9
+    with pytest.raises(mlx_ltx.UserError, match="EXR frames need --hdr"):
+        make(**request, output=tmp_path / "b.mp4")

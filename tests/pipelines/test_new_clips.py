@@ -284,3 +284,20 @@ def test_fits(tmp_path, picture):
     default = steps_of(images=image, output=tmp_path / "default.mp4")["refine"][-1].video_x0[:, 0]
     assert np.array_equal(default, first["crop"])
     assert psnr(np.zeros(3), np.zeros(3)) == 99
+
+
+def test_rules_of_guidance(tmp_path):
+    """Three ways of steering away from the negative prompt give three predictions; APG's knobs turn it."""
+
+    def predicted(name, **rule):
+        steps = steps_of(pipeline="one-stage", steps=2, output=tmp_path / f"{name}.mp4", **rule)
+        return np.array(steps["denoise"][-1].video_x0)
+
+    plain, star = predicted("plain"), predicted("star", cfg_rule="star")
+    projected = predicted("apg", cfg_rule="apg", apg_eta=0.2, apg_norm_threshold=5.0)
+    assert np.array_equal(plain, predicted("again", cfg_rule="plain"))
+    assert not np.allclose(plain, star, atol=1e-4)
+    assert not np.allclose(plain, projected, atol=1e-4)
+    assert read_metadata(tmp_path / "apg.mp4")["apg_eta"] == 0.2
+    with pytest.raises(mlx_ltx.UserError, match="--apg-eta is for --cfg-rule apg"):
+        predicted("bad", apg_eta=0.2)
