@@ -235,7 +235,7 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="ic-lora: a video of where, white for fully",
     )
-    group.add_argument("--skip-stage-2", action="store_true", help="ic-lora: stop at half the size")
+    group.add_argument("--skip-stage-2", action="store_true", help="ic-lora: one stage only, at the full size")
     group.add_argument("--reference-video", type=Path, metavar="FILE", help="dub-it: whom to dub")
     group.add_argument(
         "--reference-strength", type=float, metavar="X", help="dub-it: how closely to keep the picture (1)"

@@ -133,7 +133,7 @@ class Request:
         upscale: "spatial" or "temporal".
         video_conditionings: reference videos for an IC-LoRA.
         attention_strength, attention_mask: how strongly the clip follows them, everywhere or by a mask video.
-        skip_stage_2: stop at half the size.
+        skip_stage_2: make the clip in one stage, at its full size.
         reference_video, reference_strength: whom to dub.
         loras: low-rank changes of the transformer; ``camera`` names one of the catalogue's camera moves.
         distilled_lora: what lets a model that was not distilled refine in few steps.

@@ -71,7 +71,7 @@ def clip(request: Request, model: Model) -> ClipShape:
     return asked
 
 
-RECIPE = TwoStages(encode=encode, encode_phases=encode_phases, decodes_sound=False)
+RECIPE = TwoStages(encode=encode, encode_phases=encode_phases, makes_sound=False)
 
 PIPELINE = fields.Pipeline(
     name="a2v",

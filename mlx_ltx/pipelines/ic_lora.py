@@ -3,7 +3,8 @@
 1. Encode the prompt, given images at both sizes, and the reference videos at half the size (smaller by what the LoRA's
    metadata says).
 2. Denoise at half the size in 8 steps with the LoRA; the clip's tokens attend to the references', as strongly as asked.
-3. Enlarge the video latent x2 and refine in 3 steps at full size, without the LoRA (``--skip-stage-2`` stops before).
+3. Enlarge the video latent x2 and refine in 3 steps at full size, without the LoRA (``--skip-stage-2`` does
+   the first stage at full size instead, and no second one).
 4. Decode and write.
 """
 

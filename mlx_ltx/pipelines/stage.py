@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +18,7 @@ from mlx_ltx.pipelines.run import Run, Shot, per_shot
 from mlx_ltx.pipelines.text import Texts
 from mlx_ltx.sampling.denoise import Denoiser, denoise
 from mlx_ltx.sampling.geometry import ClipShape
-from mlx_ltx.sampling.guidance import Guidance
+from mlx_ltx.sampling.guidance import UNGUIDED, Guidance
 from mlx_ltx.sampling.samplers import Sampler
 from mlx_ltx.sampling.state import Latents, LatentState, States, add_noise, audio_state, video_state
 
@@ -105,6 +105,7 @@ def denoise_stage(
     video: Given = NOTHING,
     audio: Given = NOTHING,
     guidance: Guidance | None = None,
+    guides_sound: bool = True,
     sampler: Sampler | None = None,
 ) -> Generator[Event, None, Latents]:
     """Noise and denoise both modalities of a clip at one size.
@@ -114,6 +115,7 @@ def denoise_stage(
         sigmas: its schedule.
         video, audio: what they start from.
         guidance: None makes one pass per step.
+        guides_sound: whether guidance is for the sound as well; otherwise it keeps to the positive text.
         sampler: Euler if None.
 
     Returns:
@@ -125,8 +127,12 @@ def denoise_stage(
         audio_state(grids.audio, audio.conditionings, audio.initial) if grids.audio else None,
     )
     noised = States(*(_noised(state, given, shot) for state, given in zip(states, (video, audio), strict=True)))
+    positive = texts.positive(shot)
     negative = texts.negative if guidance is not None else None
-    denoiser = Denoiser(switch.model, noised, texts.positive(shot), guidance or Guidance(), negative)
+    if guidance is not None and not guides_sound:
+        guidance = replace(guidance, audio=UNGUIDED)
+        negative = None if negative is None else negative._replace(audio=positive.audio)
+    denoiser = Denoiser(switch.model, noised, positive, guidance or Guidance(), negative)
     final = yield from run.phase(phase, denoise(denoiser, noised, sigmas, grids, phase, sampler))
     return grids.unpatchify(Latents(*(None if state is None else state.latent for state in final)))
 

@@ -62,7 +62,8 @@ class TwoStages:
         schedule: the first stage's sigmas; by default the distilled ones, or the LTX-2 schedule when guided.
         sampler: of both stages, new for each run; Euler if None.
         keep_first_sound: the sound of the first stage is the clip's; the second one's is only company for the picture.
-        decodes_sound: the sound is made, not taken from a file.
+        makes_sound: the sound is made, not taken from a file. A given sound is not guided either: it has neither a
+            negative prompt nor perturbed attention (ltx_pipelines/a2vid_two_stage.py).
     """
 
     encode: Callable[[Run], Generator[Event, None, Material]] | None = None
@@ -71,7 +72,7 @@ class TwoStages:
     schedule: Callable[[Job], Sequence[float]] | None = None
     sampler: Callable[[Shot], Sampler] | None = None
     keep_first_sound: bool = False
-    decodes_sound: bool = True
+    makes_sound: bool = True
 
     def sigmas(self, job: Job) -> Sequence[float]:
         if self.schedule is not None:
@@ -85,7 +86,7 @@ class TwoStages:
         if job.request.skip_stage_2:
             draft = denoise_phases(job, DENOISE, "Denoising", job.clip, len(self.sigmas(job)) - 1)
             encode = self.encode_phases(job) if self.encode_phases else image_phases(job, stages=1)
-            return [*text_phases(job), *encode, load_phase(job), *draft, *output_phases(job, self.decodes_sound)]
+            return [*text_phases(job), *encode, load_phase(job), *draft, *output_phases(job, self.makes_sound)]
         draft = denoise_phases(job, DENOISE, "Denoising", job.clip.halved(), len(self.sigmas(job)) - 1)
         refine = denoise_phases(job, REFINE, "Refining", job.clip, len(self.refinement) - 1)
         encode = self.encode_phases(job) if self.encode_phases else image_phases(job, stages=2)
@@ -97,7 +98,7 @@ class TwoStages:
             upsample_phase(job),
             *change_phases(job),
             *refine,
-            *output_phases(job, self.decodes_sound),
+            *output_phases(job, self.makes_sound),
         ]
 
     def run(self, job: Job) -> Generator[Event, None, Finished]:
@@ -115,6 +116,7 @@ class TwoStages:
                 video=Given(conditionings=material.first),
                 audio=material.first_sound,
                 guidance=job.guidance,
+                guides_sound=self.makes_sound,
                 sampler=self.sampler(shot) if self.sampler else None,
             )  # fmt: skip
             drafts.append(draft)

@@ -129,6 +129,24 @@ def test_the_picture_follows_the_sound(sound, tmp_path):
     assert not np.allclose(early[-1].video_x0, late[-1].video_x0, atol=1e-4)
 
 
+def test_a_given_sound_is_not_guided(sound, lora, tmp_path, monkeypatch):
+    """As in the reference: no negative prompt for it, and no perturbed self-attention."""
+    from mlx_ltx.pipelines import stage
+
+    made = []
+    monkeypatch.setattr(
+        stage, "Denoiser", lambda *given: (made.append(given), mlx_ltx.sampling.denoise.Denoiser(*given))[1]
+    )
+    distilled = mlx_ltx.request.LoraInput(lora())
+    guided = {"guided": True, "steps": 2, "distilled_lora": distilled}
+    make(pipeline="a2v", audio_path=sound, **guided, output=tmp_path / "a.mp4", **SMALL)
+    _, _, positive, guidance, negative = made[0]
+    assert guidance.video.negative
+    assert not (guidance.audio.negative or guidance.audio.perturbed)
+    assert negative.audio is positive.audio
+    assert negative.video is not positive.video
+
+
 def test_a_clip_for_a_sound_is_as_long_as_the_sound(sound, tmp_path):
     result = make(pipeline="a2v", audio_path=sound, audio_start=1.0, width=64, height=64, output=tmp_path / "a.mp4")
     assert result.frames == 17  # one second is left; the demo's clips have at most 33 frames
