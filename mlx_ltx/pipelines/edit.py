@@ -33,12 +33,18 @@ from mlx_ltx.pipelines.sources import (
     sound_phase,
     video_phase,
 )
-from mlx_ltx.pipelines.stage import Given, bring_in_transformer, denoise_phases, denoise_stage, load_phase
+from mlx_ltx.pipelines.stage import (
+    Given,
+    bring_in_transformer,
+    denoise_phases,
+    denoise_stage,
+    full_schedule,
+    load_phase,
+)
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
 from mlx_ltx.request import Request
 from mlx_ltx.sampling.conditioning import TemporalRegion
 from mlx_ltx.sampling.geometry import ClipShape
-from mlx_ltx.sampling.schedules import DISTILLED, ltx2_schedule
 from mlx_ltx.sampling.state import Latents
 
 DENOISE = "denoise"
@@ -173,13 +179,6 @@ def clip(request: Request, model: Model) -> ClipShape:
     return plan_edit(request, model).clip
 
 
-def _sigmas(job: Job) -> list[float]:
-    if job.guidance is None:
-        return list(DISTILLED)
-    assert job.request.steps is not None
-    return ltx2_schedule(job.request.steps).tolist()
-
-
 def phases(job: Job) -> list[Phase]:
     edit = plan_edit(job.request, job.model)
     return [
@@ -187,7 +186,7 @@ def phases(job: Job) -> list[Phase]:
         video_phase(job, "Encoding the clip", edit.canvas.frames),
         *([sound_phase(job)] if job.sound else []),
         load_phase(job),
-        *denoise_phases(job, DENOISE, "Denoising", edit.canvas, len(_sigmas(job)) - 1),
+        *denoise_phases(job, DENOISE, "Denoising", edit.canvas, len(full_schedule(job)) - 1),
         *output_phases(job, decodes_sound=_makes_sound(job)),
     ]
 
@@ -217,7 +216,7 @@ def run(job: Job) -> Generator[Event, None, Finished]:
     made = []
     for shot in run.shots:
         latents = yield from denoise_stage(
-            run, shot, DENOISE, model, edit.canvas, _sigmas(job), texts,
+            run, shot, DENOISE, model, edit.canvas, full_schedule(job), texts,
             video=_given(picture, edit, _makes_picture(job)),
             audio=_given(sound, edit, _makes_sound(job)),
             guidance=job.guidance,

@@ -16,22 +16,27 @@ from mlx_ltx.pipelines.images import encode_images, image_phases
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.output import Made, output_phases, write_outputs
 from mlx_ltx.pipelines.run import Run
-from mlx_ltx.pipelines.stage import Given, bring_in_transformer, denoise_phases, denoise_stage, load_phase
+from mlx_ltx.pipelines.stage import (
+    Given,
+    bring_in_transformer,
+    denoise_phases,
+    denoise_stage,
+    full_schedule,
+    load_phase,
+)
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
 from mlx_ltx.sampling.samplers import Euler, GradientEstimating
-from mlx_ltx.sampling.schedules import ltx2_schedule
 
 DENOISE = "denoise"
 SAMPLERS = {"euler": Euler, "gradient-estimation": GradientEstimating}
 
 
 def phases(job: Job) -> list[Phase]:
-    assert job.request.steps is not None
     return [
         *text_phases(job),
         *image_phases(job, stages=1),
         load_phase(job),
-        *denoise_phases(job, DENOISE, "Denoising", job.clip, job.request.steps),
+        *denoise_phases(job, DENOISE, "Denoising", job.clip, len(full_schedule(job)) - 1),
         *output_phases(job),
     ]
 
@@ -43,12 +48,10 @@ def run(job: Job) -> Generator[Event, None, Finished]:
     (images,) = yield from encode_images(run, [job.clip])
 
     model = yield from bring_in_transformer(run)
-    assert job.request.steps is not None
-    sigmas = ltx2_schedule(job.request.steps).tolist()
     made = []
     for shot in run.shots:
         latents = yield from denoise_stage(
-            run, shot, DENOISE, model, job.clip, sigmas, texts,
+            run, shot, DENOISE, model, job.clip, full_schedule(job), texts,
             video=Given(conditionings=images),
             guidance=job.guidance,
             sampler=SAMPLERS[job.request.sampler or "euler"](),

@@ -20,6 +20,7 @@ from mlx_ltx.sampling.denoise import Denoiser, denoise
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.guidance import UNGUIDED, Guidance
 from mlx_ltx.sampling.samplers import Sampler
+from mlx_ltx.sampling.schedules import DISTILLED, ltx2_schedule
 from mlx_ltx.sampling.state import Latents, LatentState, States, add_noise, audio_state, video_state
 
 LOAD, CHANGE, UPSAMPLE = "load-transformer", "change-loras", "upsample"
@@ -43,6 +44,14 @@ class Given:
 
 
 NOTHING = Given()
+
+
+def full_schedule(job: Job) -> Sequence[float]:
+    """From noise to clean: the distilled sigmas, or the LTX-2 schedule for guided denoising."""
+    if job.guidance is None:
+        return DISTILLED
+    assert job.request.steps is not None
+    return ltx2_schedule(job.request.steps).tolist()
 
 
 def load_phase(job: Job) -> Phase:

@@ -14,25 +14,17 @@ from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.output import Made, output_phases, write_outputs
 from mlx_ltx.pipelines.run import Run
-from mlx_ltx.pipelines.stage import bring_in_transformer, denoise_phases, denoise_stage, load_phase
+from mlx_ltx.pipelines.stage import bring_in_transformer, denoise_phases, denoise_stage, full_schedule, load_phase
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
-from mlx_ltx.sampling.schedules import DISTILLED, ltx2_schedule
 
 DENOISE = "denoise"
-
-
-def _sigmas(job: Job) -> list[float]:
-    if job.guidance is None:
-        return list(DISTILLED)
-    assert job.request.steps is not None
-    return ltx2_schedule(job.request.steps).tolist()
 
 
 def phases(job: Job) -> list[Phase]:
     return [
         *text_phases(job),
         load_phase(job),
-        *denoise_phases(job, DENOISE, "Denoising", job.clip, len(_sigmas(job)) - 1),
+        *denoise_phases(job, DENOISE, "Denoising", job.clip, len(full_schedule(job)) - 1),
         *output_phases(job),
     ]
 
@@ -45,7 +37,7 @@ def run(job: Job) -> Generator[Event, None, Finished]:
     made = []
     for shot in run.shots:
         latents = yield from denoise_stage(
-            run, shot, DENOISE, model, job.clip, _sigmas(job), texts, guidance=job.guidance
+            run, shot, DENOISE, model, job.clip, full_schedule(job), texts, guidance=job.guidance
         )
         made.append(Made(latents))
     del model

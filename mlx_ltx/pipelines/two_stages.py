@@ -22,12 +22,13 @@ from mlx_ltx.pipelines.stage import (
     denoise_phases,
     denoise_stage,
     enlarge,
+    full_schedule,
     load_phase,
     upsample_phase,
 )
 from mlx_ltx.pipelines.text import encode_prompts, text_phases
 from mlx_ltx.sampling.samplers import Sampler
-from mlx_ltx.sampling.schedules import DISTILLED, REFINEMENT, ltx2_schedule
+from mlx_ltx.sampling.schedules import REFINEMENT
 from mlx_ltx.sampling.state import Conditioning, Latents
 
 DENOISE, REFINE = "denoise", "refine"
@@ -77,10 +78,7 @@ class TwoStages:
     def sigmas(self, job: Job) -> Sequence[float]:
         if self.schedule is not None:
             return self.schedule(job)
-        if job.guidance is None:
-            return DISTILLED
-        assert job.request.steps is not None
-        return ltx2_schedule(job.request.steps).tolist()
+        return full_schedule(job)
 
     def phases(self, job: Job) -> list[Phase]:
         if job.request.skip_stage_2:

@@ -142,7 +142,8 @@ def test_a_given_sound_is_not_guided(sound, lora, tmp_path, monkeypatch):
     make(pipeline="a2v", audio_path=sound, **guided, output=tmp_path / "a.mp4", **SMALL)
     _, _, positive, guidance, negative = made[0]
     assert guidance.video.negative
-    assert not (guidance.audio.negative or guidance.audio.perturbed)
+    assert not guidance.audio.negative
+    assert not guidance.audio.perturbed
     assert negative.audio is positive.audio
     assert negative.video is not positive.video
 
