@@ -8,7 +8,7 @@ class serves both streams; the key map sorts the official names (``attn1``, ``au
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_ltx.models.attention import Attention, FeedForward, rms_norm
+from mlx_ltx.models.passes import PassInput, Perturbation, StreamInput, StreamRope, shared_passes
 from mlx_ltx.models.rope import RopeTable, rope_table
 from mlx_ltx.models.timestep import TimestepEmbedder
 
@@ -150,57 +151,6 @@ class TransformerConfig:
             gated_attention=values.get("apply_gated_attention", False),
             text_modulation=text_modulation,
         )
-
-
-class StreamRope(NamedTuple):
-    """Rotary tables of one stream: for its self-attention, and for attention between the streams (time only)."""
-
-    own: RopeTable
-    cross: RopeTable | None
-
-
-@dataclass(frozen=True)
-class StreamInput:
-    """What one stream is given in a forward pass.
-
-    Attributes:
-        latent: (B, T, in_channels) noisy tokens.
-        sigma: (B,) float32, the noise level of the modality.
-        timesteps: (B, U) float32, noise levels of tokens. U is 1 (all alike), T (one each), or the number of distinct
-            levels that ``level_of_token`` points into.
-        context: (B, S, context_dim or caption_channels) text embeddings.
-        rope: from :meth:`Transformer.rope`.
-        level_of_token: (B, T) int32 index into ``timesteps``, or None.
-        context_mask: (B, S), or (B, T, S) for each token, 1 for text to attend to, 0 for other; None attends to all.
-        attention_bias: from :meth:`Transformer.attention_bias`; None lets tokens attend to each other fully.
-        keyframes_mask: (B, T), positive for tokens that encode a single pixel frame; None marks none.
-        frozen: the stream stays as it is and only serves the other one as context.
-    """
-
-    latent: mx.array
-    sigma: mx.array
-    timesteps: mx.array
-    context: mx.array
-    rope: StreamRope
-    level_of_token: mx.array | None = None
-    context_mask: mx.array | None = None
-    attention_bias: mx.array | None = None
-    keyframes_mask: mx.array | None = None
-    frozen: bool = False
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What one sample's pass leaves out, for guidance.
-
-    Attributes:
-        video_blocks, audio_blocks: blocks whose self-attention gives its value projection instead (STG).
-        isolated: the streams do not attend to each other, in any block.
-    """
-
-    video_blocks: frozenset[int] = frozenset()
-    audio_blocks: frozenset[int] = frozenset()
-    isolated: bool = False
 
 
 class Modulation(NamedTuple):
@@ -464,6 +414,15 @@ class Transformer(nn.Module):
         if config.audio:
             self.audio = StreamEnds(config, config.audio, joint)
         self.blocks = [Block(config) for _ in range(config.layers)]
+        self._source: Iterable[Block] | None = None
+
+    def take_blocks_from(self, source: Iterable[Block]) -> None:
+        """Compute with the blocks that ``source`` gives instead of the model's own, whose weights can stay unread.
+
+        Args:
+            source: each forward pass iterates over it once, and drops every block before it asks for the next.
+        """
+        self._source = source
 
     @property
     def config(self) -> TransformerConfig:
@@ -543,32 +502,62 @@ class Transformer(nn.Module):
         audio: StreamInput | None,
         perturbations: Sequence[Perturbation] = (Perturbation(),),
     ) -> Generator[list[mx.array], None, Velocities]:
-        """A forward pass that stops after every block.
+        """A single pass of :meth:`forward_passes`."""
+        (velocities,) = yield from self.forward_passes([PassInput(video, audio, perturbations)])
+        return velocities
+
+    def forward_passes(self, passes: Sequence[PassInput]) -> Generator[list[mx.array], None, list[Velocities]]:
+        """Forward passes side by side, block after block, stopping after everything that a block computes.
+
+        Each block is asked for once for all passes, and computes once what passes have in common
+        (:func:`shared_passes`). In return the hidden states of all passes are in memory, (B, T, dim) each.
 
         The caller decides when to evaluate what is yielded: lazy evaluation of all blocks at once makes GPU command
         buffers that the macOS watchdog kills.
 
-        Args:
-            video, audio: the streams; at least one.
-            perturbations: one per sample, or a single one for all.
-
         Yields:
-            The hidden states of the streams after each block.
+            The hidden states of the streams, :meth:`evaluations` times.
 
         Returns:
-            The velocities.
+            The velocities of each pass.
         """
-        if video is None and audio is None:
+        if any(given.video is None and given.audio is None for given in passes):
             raise ValueError("a forward pass needs at least one stream")
-        video_state = self.video.prepare(video, audio) if video is not None else None
-        audio_state = self.audio.prepare(audio, video) if audio is not None else None
-        for index, block in enumerate(self.blocks):
-            video_state, audio_state = block(video_state, audio_state, index, perturbations)
-            yield [state.x for state in (video_state, audio_state) if state is not None]
-        return Velocities(
-            self.video.finish(video_state) if video_state is not None else None,
-            self.audio.finish(audio_state) if audio_state is not None else None,
-        )
+        prepared: dict[Hashable, tuple[StreamState | None, StreamState | None]] = {}
+        states = []
+        for video, audio, _ in passes:
+            key = id(video), id(audio)
+            if key not in prepared:
+                prepared[key] = (
+                    self.video.prepare(video, audio) if video is not None else None,
+                    self.audio.prepare(audio, video) if audio is not None else None,
+                )
+            states.append(prepared[key])
+        prepared.clear()  # holds the embedded tokens otherwise
+        source = iter(self.blocks if self._source is None else self._source)
+        groups: list[list[int]] = []
+        for index, groups in enumerate(shared_passes(passes, self._config.layers)):
+            block = next(source)
+            for group in groups:
+                first = group[0]
+                after = block(*states[first], index, passes[first].perturbations)
+                for position in group:
+                    states[position] = after
+                yield [state.x for state in after if state is not None]
+            del block  # a streamed block goes before the next one comes
+        results: dict[int, Velocities] = {}
+        for group in groups:
+            video_state, audio_state = states[group[0]]
+            velocities = Velocities(
+                self.video.finish(video_state) if video_state is not None else None,
+                self.audio.finish(audio_state) if audio_state is not None else None,
+            )
+            results |= dict.fromkeys(group, velocities)
+        return [results[position] for position in range(len(passes))]
+
+    def evaluations(self, passes: Sequence[PassInput]) -> int:
+        """How many blocks :meth:`forward_passes` computes."""
+        return sum(map(len, shared_passes(passes, self._config.layers)))
 
 
 def _keep(kept: list[bool]) -> mx.array | bool:

@@ -12,14 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.events import Event, Progress, StepDone
-from mlx_ltx.models.transformer import StreamInput, StreamRope, Transformer
+from mlx_ltx.models.transformer import PassInput, StreamInput, StreamRope, Transformer
+from mlx_ltx.sampling.evaluation import EvaluationPolicy
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.guidance import Guidance, GuidanceBySigma, Momentum, Pass
 from mlx_ltx.sampling.samplers import Euler, Prediction, Sampler, Step
 from mlx_ltx.sampling.state import Latents, LatentState, States
-
-# The macOS watchdog kills command buffers that keep the GPU busy for seconds; a block of the full model is far below.
-BLOCKS_PER_EVALUATION = 1
 
 
 class TextContext(NamedTuple):
@@ -77,6 +75,7 @@ class Denoiser:
         positive: text of the prompt.
         guidance: what to steer by.
         negative: text of the negative prompt, needed if guidance uses it.
+        policy: when to evaluate.
     """
 
     def __init__(
@@ -86,10 +85,11 @@ class Denoiser:
         positive: TextContext,
         guidance: Guidance | GuidanceBySigma = Guidance(),  # noqa: B008 (frozen)
         negative: TextContext | None = None,
+        policy: EvaluationPolicy = EvaluationPolicy(),  # noqa: B008 (frozen)
     ):
         if negative is None and guidance.negative:
             raise ValueError("classifier-free guidance needs the text of a negative prompt")
-        self.model, self.guidance = model, guidance
+        self.model, self.guidance, self.policy = model, guidance, policy
         self.positive, self.negative = positive, negative
         video, audio = states
         ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
@@ -119,30 +119,32 @@ class Denoiser:
         if all(skip or state is None for skip, state in zip(skipped, states, strict=True)):
             return Prediction(self.previous, Latents(None, None))
         predictions: list[dict[Pass, mx.array]] = [{}, {}]
-        passes = guidance.passes()
-        units = len(passes) * self.model.config.layers
+        kinds = guidance.passes()
+        # The same objects for every pass with the same text: that is how the model knows what passes have in common.
+        given = {
+            negative: self._inputs(states, sigma, skipped, negative)
+            for negative in {self._reads_negative(kind) for kind in kinds}
+        }
+        passes = [
+            PassInput(*given[self._reads_negative(kind)], (perturbation,)) for kind, perturbation in kinds.items()
+        ]
+        units = self.model.evaluations(passes)
+        forward = self.model.forward_passes(passes)
         done = 0
-        for kind, perturbation in passes.items():
-            text = self.negative if kind is Pass.NEGATIVE and self.negative is not None else self.positive
-            tables = [t if text is self.positive else t._replace(context_mask=None) for t in self.tables]
-            inputs = [
-                _stream_input(state, sigma, context, table, frozen)
-                for state, context, table, frozen in zip(states, (text.video, text.audio), tables, skipped, strict=True)
-            ]
-            forward = self.model.forward(inputs[0], inputs[1], [perturbation])
-            while True:
-                try:
-                    hidden = next(forward)
-                except StopIteration as end:
-                    velocities = end.value
-                    break
-                done += 1
-                if done % BLOCKS_PER_EVALUATION == 0:
-                    mx.eval(hidden)
-                    yield done / units
-            for found, state, given, velocity in zip(predictions, states, inputs, velocities, strict=True):
-                if state is not None and given is not None:
-                    found[kind] = _to_x0(state, given, velocity)
+        while True:
+            try:
+                hidden = next(forward)
+            except StopIteration as end:
+                velocities = end.value
+                break
+            done += 1
+            if self.policy.due(done, units):
+                mx.eval(hidden)
+                yield done / units
+        for kind, inputs, predicted in zip(kinds, passes, velocities, strict=True):
+            for found, state, stream, velocity in zip(predictions, states, inputs[:2], predicted, strict=True):
+                if state is not None and stream is not None:
+                    found[kind] = _to_x0(state, stream, velocity)
         guided = [
             last if skip else (p.combine(found, momentum) if found else None)
             for p, found, momentum, skip, last in zip(
@@ -151,6 +153,21 @@ class Denoiser:
         ]
         self.previous = Latents(*guided)
         return Prediction(self.previous, Latents(*(found.get(Pass.NEGATIVE) for found in predictions)))
+
+    def _reads_negative(self, kind: Pass) -> bool:
+        return kind is Pass.NEGATIVE and self.negative is not None
+
+    def _inputs(
+        self, states: States, sigma: float, frozen: Sequence[bool], negative: bool
+    ) -> tuple[StreamInput | None, StreamInput | None]:
+        text = self.negative if negative and self.negative is not None else self.positive
+        # A timed text has a mask; the negative one holds all the time.
+        tables = [table._replace(context_mask=None) if negative else table for table in self.tables]
+        video, audio = (
+            _stream_input(state, sigma, context, table, skip)
+            for state, context, table, skip in zip(states, text[:2], tables, frozen, strict=True)
+        )
+        return video, audio
 
 
 class Tables(NamedTuple):

@@ -12,6 +12,7 @@ from mlx_ltx.events import Progress, StepDone
 from mlx_ltx.sampling import denoise as loop
 from mlx_ltx.sampling.conditioning import AttentionStrength, Reference, ReplacedLatent
 from mlx_ltx.sampling.denoise import Denoiser, Grids, TextContext, denoise
+from mlx_ltx.sampling.evaluation import EvaluationPolicy
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.guidance import Guidance, GuidanceBySigma, GuidanceParams
 from mlx_ltx.sampling.noise import Noise
@@ -78,6 +79,15 @@ def test_events_come_within_steps_and_their_predictions_are_lazy(setting, monkey
     assert final.video.latent.shape == states.video.latent.shape
 
 
+def test_the_policy_decides_how_often_is_evaluated(setting):
+    model, states, _, positive, _ = setting
+    every, expected = finish(Denoiser(model, states, positive).predict(states, 0.9, 0))
+    policy = EvaluationPolicy(blocks=model.config.layers)
+    once, found = finish(Denoiser(model, states, positive, policy=policy).predict(states, 0.9, 0))
+    assert (len(every), len(once)) == (model.config.layers, 1)
+    assert mx.allclose(found.x0.video, expected.x0.video, atol=1e-6)
+
+
 def test_the_last_step_to_zero_ends_at_the_prediction(setting):
     model, states, grids, positive, _ = setting
     events, final = finish(denoise(Denoiser(model, states, positive), states, (0.5, 0.0), grids, "denoise"))
@@ -88,9 +98,9 @@ def test_the_last_step_to_zero_ends_at_the_prediction(setting):
 def test_cancelling_is_not_asking_for_more(setting, monkeypatch):
     model, states, grids, positive, _ = setting
     passes = []
-    forward = type(model).forward
+    forward = type(model).forward_passes
     monkeypatch.setattr(
-        type(model), "forward", lambda self, *given: (passes.append(1), (yield from forward(self, *given)))[1]
+        type(model), "forward_passes", lambda self, *given: (passes.append(1), (yield from forward(self, *given)))[1]
     )
     running = denoise(Denoiser(model, states, positive), states, DISTILLED, grids, "denoise")
     next(running)
