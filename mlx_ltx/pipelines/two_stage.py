@@ -18,7 +18,7 @@ TAKES = fields.CLIP | fields.GUIDANCE | fields.TWO_STAGES | {"distilled_lora"}
 
 PIPELINE = fields.Pipeline(
     name="two-stage",
-    title="guided at half size, enlarged x2, refined with the distilled LoRA; for dev models",
+    title="guided at half size, enlarged x2, refined; for dev models",
     takes=TAKES,
     guided=True,
     two_stage=True,
