@@ -24,6 +24,7 @@ from mlx_ltx.request import (
     REGENERATE,
     SAMPLERS,
     UPSCALE,
+    WEIGHTS,
     ImageInput,
     LoraInput,
     Request,
@@ -192,6 +193,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--spatial-upsampler", metavar="FILE", help="a latent x2 upsampler other than the model's own")
     group.add_argument("--temporal-upsampler", metavar="FILE", help="a latent upsampler for twice the frames")
     group.add_argument("--dtype", choices=DTYPES, help="precision (auto: bfloat16, or float32 on the CPU backend)")
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="the transformer's: resident in memory, or streamed from disk in every step (auto: resident)",
+    )
 
 
 def _add_sources(group: argparse._ArgumentGroup) -> None:

@@ -15,6 +15,7 @@ DEFAULT_SEED = 10
 DEFAULT_FPS = 24.0
 MAX_SEED = 2**63 - 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+WEIGHTS = ("auto", "resident", "streamed")
 
 FITS = ("crop", "contain", "stretch")
 SAMPLERS = ("euler", "gradient-estimation")
@@ -144,6 +145,8 @@ class Request:
         force: overwrite files.
         text_encoder, spatial_upsampler, temporal_upsampler: path or hub id, instead of what belongs to the model.
         dtype: of weights and activations; "auto" is bfloat16 on the GPU and float32 on the CPU backend.
+        weights: of the transformer: "resident" keeps them in memory, "streamed" reads them anew for every evaluation
+            and holds two blocks at a time. The numbers are the same. "auto" is resident.
     """
 
     prompt: str = ""
@@ -214,6 +217,7 @@ class Request:
     spatial_upsampler: str | None = None
     temporal_upsampler: str | None = None
     dtype: str = "auto"
+    weights: str = "auto"
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -374,6 +378,7 @@ LISTS: dict[str, type] = {
 }
 CHOICES = {
     "dtype": DTYPES,
+    "weights": WEIGHTS,
     "fit": FITS,
     "sampler": SAMPLERS,
     "cfg_rule": CFG_RULES,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlx_ltx.sampling.geometry import ClipShape
 
 # Fields of a request that belong together. What a pipeline does not take must be left at its default.
-EVERYWHERE = frozenset({"model", "pipeline", "dtype", "force", "contact_sheet", "output", "output_audio"})
+EVERYWHERE = frozenset({"model", "pipeline", "dtype", "weights", "force", "contact_sheet", "output", "output_audio"})
 PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt"})
 SIZE = frozenset({"width", "height"})
 LENGTH = frozenset({"num_frames", "duration", "fps"})

@@ -10,13 +10,17 @@ import mlx.core as mx
 
 from mlx_ltx.checkpoints.components import load_statistics, load_transformer, load_upsampler
 from mlx_ltx.checkpoints.files import SafetensorsFile
+from mlx_ltx.checkpoints.lora import Lora
 from mlx_ltx.checkpoints.lora_switch import LoraSwitch
+from mlx_ltx.checkpoints.stream import BlockStream, evaluate_ends
 from mlx_ltx.events import Event, Phase, Progress
+from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.upsampler import upsample_latent
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run, Shot, per_shot
 from mlx_ltx.pipelines.text import Texts
 from mlx_ltx.sampling.denoise import Denoiser, denoise
+from mlx_ltx.sampling.evaluation import EvaluationPolicy
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.guidance import UNGUIDED, Guidance
 from mlx_ltx.sampling.samplers import Sampler
@@ -24,6 +28,7 @@ from mlx_ltx.sampling.schedules import DISTILLED, ltx2_schedule
 from mlx_ltx.sampling.state import Latents, LatentState, States, add_noise, audio_state, video_state
 
 LOAD, CHANGE, UPSAMPLE = "load-transformer", "change-loras", "upsample"
+POLICY = EvaluationPolicy()
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,23 @@ def full_schedule(job: Job) -> Sequence[float]:
     return ltx2_schedule(job.request.steps).tolist()
 
 
+def streams_weights(job: Job) -> bool:
+    """Whether the transformer's blocks are read from disk while it runs."""
+    return job.request.weights == "streamed"
+
+
 def load_phase(job: Job) -> Phase:
-    return Phase(LOAD, f"Loading the transformer of {job.model.files.name}", job.model.transformer.layers, "blocks")
+    layers = job.model.transformer.layers
+    if streams_weights(job):
+        return Phase(LOAD, f"Opening the transformer of {job.model.files.name}, streamed from disk", 1, "parts")
+    return Phase(LOAD, f"Loading the transformer of {job.model.files.name}", layers, "blocks")
 
 
 def change_phases(job: Job) -> list[Phase]:
     if not job.loras.change:
         return []
-    return [Phase(CHANGE, "Changing LoRAs for the second stage", job.model.transformer.layers, "blocks")]
+    total, unit = (1, "parts") if streams_weights(job) else (job.model.transformer.layers, "blocks")
+    return [Phase(CHANGE, "Changing LoRAs for the second stage", total, unit)]
 
 
 def denoise_phases(job: Job, name: str, title: str, clip: ClipShape, steps: int) -> list[Phase]:
@@ -74,32 +88,49 @@ def upsample_phase(job: Job) -> Phase:
 
 
 def bring_in_transformer(run: Run) -> Generator[Event, None, LoraSwitch]:
-    """Load the transformer block by block, with the LoRAs of the first stage; a stream that is not made is left out."""
+    """Load the transformer block by block, with the LoRAs of the first stage; a stream that is not made is left out.
+
+    With streamed weights only what is around the blocks is loaded; the blocks follow in every step.
+    """
     return (yield from run.phase(LOAD, _load(run.job)))
 
 
 def _load(job: Job) -> Generator[Event, None, LoraSwitch]:
-    model = load_transformer(job.model.checkpoint, job.dtype, video=job.pipeline.makes_picture, audio=job.sound)
-    switch = LoraSwitch(model, job.model.checkpoint)
-    switch.use(job.loras.first)
-    yield from _evaluate(switch, LOAD)
+    switch = LoraSwitch(_lazy_transformer(job), job.model.checkpoint)
+    yield from _use(job, switch, job.loras.first, LOAD)
     return switch
+
+
+def _lazy_transformer(job: Job) -> Transformer:
+    return load_transformer(job.model.checkpoint, job.dtype, video=job.pipeline.makes_picture, audio=job.sound)
 
 
 def change_loras(run: Run, switch: LoraSwitch) -> Generator[Event, None, None]:
     """Go over to the LoRAs of the second stage, if they are others."""
     if run.job.loras.change:
-        switch.use(run.job.loras.second)
-        yield from run.phase(CHANGE, _evaluate(switch, CHANGE))
+        yield from run.phase(CHANGE, _use(run.job, switch, run.job.loras.second, CHANGE))
 
 
-def _evaluate(switch: LoraSwitch, phase: str) -> Generator[Event, None, None]:
-    """Read and compute the weights block by block."""
+def _use(job: Job, switch: LoraSwitch, loras: Sequence[Lora], phase: str) -> Generator[Event, None, None]:
+    """Put LoRAs on the transformer, then read and compute its weights block by block; of streamed ones, what is around
+    the blocks."""
+    switch.use(loras)
+    if streams_weights(job):
+
+        def load() -> Transformer:
+            model = _lazy_transformer(job)
+            LoraSwitch(model, job.model.checkpoint).use(loras)
+            return model
+
+        switch.model.take_blocks_from(BlockStream(load, POLICY.ahead))
+        evaluate_ends(switch.model)
+        yield Progress(phase, 1, 1)
+        return
     blocks = switch.model.blocks
     for index, block in enumerate(blocks):
         mx.eval(block.parameters())
         yield Progress(phase, index + 1, len(blocks))
-    mx.eval(switch.model.parameters())
+    evaluate_ends(switch.model)
 
 
 def denoise_stage(
