@@ -172,6 +172,8 @@ def summary(event: Finished) -> str:
     """What was made, in one line."""
     what = f"{len(event.clips)} clips of " if len(event.clips) > 1 else ""
     picture = f"{event.width}x{event.height}, {event.frames} frames at {event.fps:g} fps ({event.duration:.2f} s)"
+    if all(path is None for clip in event.clips for path in (clip.video_path, clip.exr_path, clip.hdr_path)):
+        picture = f"{event.duration:.2f} s"  # sound alone
     sound = f", {event.sample_rate / 1000:g} kHz stereo" if event.sample_rate else ", silent"
     seeds = ", ".join(map(str, dict.fromkeys(clip.seed for clip in event.clips)))
     return f"{what}{picture}{sound}, seed {seeds}: {event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"

@@ -100,7 +100,7 @@ def build_parser() -> Parser:
         prog="mlx_ltx.generate",
         usage="python -m mlx_ltx.generate --prompt TEXT --output FILE.mp4 [flags]",
         description="Make a video with synchronised stereo sound from text, images, sound or video.",
-        epilog=EXAMPLES,
+        epilog=_pipeline_list() + EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -112,6 +112,14 @@ def build_parser() -> Parser:
     _add_outputs(parser.add_argument_group("what to write"))
     _add_reports(parser.add_argument_group("what to say"))
     return parser
+
+
+def _pipeline_list() -> str:
+    from mlx_ltx.pipelines.pipeline import pipelines
+
+    width = max(map(len, pipelines()))
+    lines = [f"  {pipeline.name:<{width}}  {pipeline.title}" for pipeline in pipelines().values()]
+    return "\n".join(["pipelines (--capabilities tells which flags each of them takes):", *lines, "", ""])
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
@@ -301,7 +309,7 @@ def _add_reports(group: argparse._ArgumentGroup) -> None:
 
 def capabilities(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """What each pipeline takes, read off the parser itself."""
-    from mlx_ltx.pipelines.pipeline import EVERYWHERE, pipelines
+    from mlx_ltx.pipelines.pipeline import pipelines
 
     defaults = {entry.name: entry.default for entry in fields(Request)}
     aliases = {"prompt_file": "prompt", "prompts_file": "prompts"}
@@ -328,7 +336,7 @@ def capabilities(parser: argparse.ArgumentParser) -> dict[str, Any]:
         "pipelines": {
             pipeline.name: {
                 "title": pipeline.title,
-                "flags": [f for f, entry in flags.items() if entry["field"] in EVERYWHERE | pipeline.takes],
+                "flags": [f for f, entry in flags.items() if entry["field"] in pipeline.accepts],
                 "needs": [flag(name) for name in pipeline.needs],
                 "guided": pipeline.guided,
                 "two_stage": pipeline.two_stage,
@@ -381,12 +389,13 @@ def _wants_prompt(pipeline: str | None) -> bool:
 
 def _replayed(request: Request, changes: dict[str, Any]) -> Request:
     """The old request with the new flags; what a newly chosen pipeline does not use is dropped, not refused."""
-    from mlx_ltx.pipelines.pipeline import EVERYWHERE, pipelines
+    from mlx_ltx.pipelines.pipeline import pipelines
 
     chosen = pipelines().get(changes.get("pipeline", ""))
     if chosen is not None and chosen.name != request.pipeline:
-        dropped = [entry for entry in fields(Request) if entry.name not in EVERYWHERE | chosen.takes]
-        request = request.with_changes(width=None, height=None, **{entry.name: entry.default for entry in dropped})
+        dropped = [entry for entry in fields(Request) if entry.name not in chosen.accepts]
+        defaults = {entry.name: entry.default for entry in dropped}
+        request = request.with_changes(**{**defaults, "width": None, "height": None})
     for name, several in (("seed", "seeds"), ("prompt", "prompts"), ("prompt", "segments")):
         if name in changes:
             changes.setdefault(several, ())
@@ -423,9 +432,7 @@ def dry_run(request: Request, as_json: bool) -> None:
     """Print what a request would do."""
     from mlx_ltx.pipelines.job import prepare
 
-    if not request.outputs:
-        request = request.with_changes(output=Path("clip.mp4"))
-    description = prepare(request).describe()
+    description = prepare(_with_output(request)).describe()
     if as_json:
         print(json.dumps(description, ensure_ascii=False))
         return
@@ -434,15 +441,30 @@ def dry_run(request: Request, as_json: bool) -> None:
         if description[name]:
             print(f"  {name.replace('_', ' ')}: {description[name]}")
     sound = f"{description['sample_rate']} Hz stereo" if description["sample_rate"] else "no sound"
+    picture = "no picture"
+    if description["video_tokens"]:
+        frames = f"{description['num_frames']} frames at {description['fps']:g} fps"
+        picture = f"{description['width']}x{description['height']}, {frames}"
     print(
-        f"{description['width']}x{description['height']}, {description['num_frames']} frames "
-        f"at {description['fps']:g} fps ({description['duration']:g} s), {sound}, "
+        f"{picture} ({description['duration']:g} s), {sound}, "
         f"seed {', '.join(map(str, dict.fromkeys(description['seeds'])))}"
     )
     print(f"  {description['video_tokens']} video tokens, {description['audio_tokens']} audio tokens")
     for number, phase in enumerate(description["phases"], 1):
         count = f" ({phase['total']} {phase['unit']})" if phase["total"] else ""
         print(f"{number}. {phase['title']}{count}")
+
+
+def _with_output(request: Request) -> Request:
+    """A request for something, for what writes nothing."""
+    from mlx_ltx.pipelines.pipeline import pipelines
+
+    if request.outputs:
+        return request
+    pipeline = pipelines().get(request.pipeline or "")
+    if pipeline is None or pipeline.makes_picture:
+        return request.with_changes(output=Path("clip.mp4"), force=True)
+    return request.with_changes(output_audio=Path("sound.wav"), force=True)
 
 
 def generate(request: Request, screen: display.Display) -> None:
@@ -461,10 +483,9 @@ def enhance_only(request: Request, screen: display.Display) -> None:
     from mlx_ltx.pipelines.enhance import enhance_only
     from mlx_ltx.pipelines.job import prepare
 
-    if not request.outputs:
-        request = request.with_changes(output=Path("clip.mp4"), force=True)  # which is not written
+    request = _with_output(request).with_changes(enhance_prompt=True)
     try:
-        for event in enhance_only(prepare(request.with_changes(enhance_prompt=True))):
+        for event in enhance_only(prepare(request)):
             screen.show(event)
     finally:
         screen.close()

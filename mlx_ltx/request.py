@@ -253,6 +253,8 @@ class Request:
         _check("fps", self.fps, lambda v: v <= 240, "at most 240")
         for seed in (self.seed, *self.seeds):
             _check("seed", seed, lambda v: 0 <= v <= MAX_SEED, f"a whole number from 0 to {MAX_SEED}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError("--seed: two seeds are the same, and would make the same clip")
         for stream in ("video", "audio"):
             for name in ("cfg_scale", "stg_scale", "modality_scale"):
                 _check(f"{stream}_{name}", getattr(self, f"{stream}_{name}"), lambda v: v >= 0, "0 or more")
@@ -281,6 +283,8 @@ class Request:
                 raise UserError(f"--lora {lora.source}: strength {lora.strength} is not a number")
             if lora.stage not in (None, 1, 2):
                 raise UserError(f"--lora {lora.source}: stage {lora.stage} is not 1 or 2")
+        if self.fit is not None and not (self.images or self.video_conditionings or self.reference_video):
+            raise UserError(f"--fit {self.fit}: there is no image or reference video to fit")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:

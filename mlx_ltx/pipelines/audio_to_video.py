@@ -76,7 +76,7 @@ RECIPE = TwoStages(encode=encode, encode_phases=encode_phases, makes_sound=False
 PIPELINE = fields.Pipeline(
     name="a2v",
     title="a picture for a given sound",
-    takes=(TAKES - {"audio"}) | {"audio_path", "audio_start", "audio_length", "guided"},
+    takes=(TAKES - {"audio"} - fields.AUDIO_GUIDANCE) | {"audio_path", "audio_start", "audio_length", "guided"},
     needs=("audio_path",),
     two_stage=True,
     distilled_lora=(0.0, 1.0),

@@ -19,7 +19,7 @@ from mlx_ltx.media.fit import fit_mode
 from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.images import encode_images, image_phases
 from mlx_ltx.pipelines.job import Job, Model, clip_size
-from mlx_ltx.pipelines.references import check_scale, encode_references, reference_phase, reference_scale
+from mlx_ltx.pipelines.references import check_references, encode_references, reference_phase, reference_scale
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.pipelines.sources import encode_sound, open_source, sound_phase
 from mlx_ltx.pipelines.stage import Given
@@ -81,7 +81,7 @@ def check(job: Job) -> None:
         raise UserError("the dub-it pipeline uses its LoRA in both stages; leave out the stage of --lora")
     if probe(request.reference_video).audio_rate is None:
         raise UserError(f"--reference-video {request.reference_video}: has no sound to take the voice from")
-    check_scale(job.clip.halved(), reference_scale(job), job.model.video_vae.space_scale)
+    check_references(job, [request.reference_video], job.clip.halved())
 
 
 RECIPE = TwoStages(encode=encode, encode_phases=encode_phases, keep_first_sound=True)

@@ -27,6 +27,7 @@ from mlx_ltx.pipelines.output import Made, output_phases, write_outputs
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.pipelines.sources import (
     SourceClip,
+    check_even_size,
     encode_frames,
     encode_sound,
     open_source,
@@ -97,8 +98,7 @@ def plan_edit(request: Request, model: Model) -> Edit:
         math.ceil(clip.width / space) * space,
         fps,
     )
-    if clip.width % 2 or clip.height % 2:
-        raise UserError(f"{source.path}: is {clip.width}x{clip.height}; H.264 needs even sizes, so crop it first")
+    check_even_size(source.path, clip)
     return Edit(source, clip, canvas, region, weights)
 
 
@@ -249,6 +249,8 @@ def check_extension(job: Job) -> None:
 def check_retake(job: Job) -> None:
     if job.request.start_time is None and job.request.end_time is None:
         raise UserError("the retake pipeline needs --start-time or --end-time, in seconds")
+    if job.request.regenerate == "audio" and not job.sound:
+        raise UserError(f"--regenerate audio: {job.request.video_path} has no sound")
 
 
 TAKES = fields.PROMPT | fields.LORAS | fields.GUIDANCE | {"guided", "video_path", "whole_decode"}

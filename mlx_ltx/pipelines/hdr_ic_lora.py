@@ -18,7 +18,7 @@ from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.fit import fit_mode
 from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.job import Job
-from mlx_ltx.pipelines.references import check_scale, encode_references, reference_phase, reference_scale
+from mlx_ltx.pipelines.references import check_references, encode_references, reference_phase, reference_scale
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.pipelines.two_stages import Material, TwoStages
 from mlx_ltx.sampling.schedules import REFINEMENT
@@ -46,7 +46,7 @@ def check(job: Job) -> None:
         raise UserError("the hdr-ic-lora pipeline needs an HDR LoRA: none of those given says that it makes HDR")
     if any(lora.file.info.hdr_transform not in (None, "logc3") for lora in job.loras.first):
         raise UserError("the hdr-ic-lora pipeline does LogC3 LoRAs only")
-    check_scale(job.clip.halved(), reference_scale(job), job.model.video_vae.space_scale)
+    check_references(job, [video.path for video in job.request.video_conditionings], job.clip.halved())
 
 
 RECIPE = TwoStages(encode=encode, encode_phases=encode_phases, refinement=HDR_REFINEMENT)

@@ -16,12 +16,13 @@ import numpy as np
 
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase
+from mlx_ltx.media.clips import read_clip
 from mlx_ltx.media.fit import fit_mode
 from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.images import encode_images, image_phases
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.references import (
-    check_scale,
+    check_references,
     encode_references,
     latent_mask,
     reference_phase,
@@ -68,7 +69,9 @@ def encode(run: Run) -> Generator[Event, None, Material]:
 def check(job: Job) -> None:
     if not job.loras.first:
         raise UserError("the ic-lora pipeline needs an IC-LoRA: --lora FILE")
-    check_scale(stages(job)[0], reference_scale(job), job.model.video_vae.space_scale)
+    check_references(job, [video.path for video in job.request.video_conditionings], stages(job)[0])
+    if job.request.attention_mask is not None:
+        next(read_clip(job.request.attention_mask, fps=job.clip.fps))
 
 
 RECIPE = TwoStages(encode=encode, encode_phases=encode_phases)

@@ -27,7 +27,7 @@ from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
 from mlx_ltx.pipelines.loras import StageLoras, choose_loras
-from mlx_ltx.pipelines.pipeline import EVERYWHERE, GUIDANCE, Pipeline, pipelines
+from mlx_ltx.pipelines.pipeline import GUIDANCE, GUIDANCE_NAMES, Pipeline, pipelines
 from mlx_ltx.request import Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
@@ -42,7 +42,6 @@ from mlx_ltx.sampling.guidance import Apg, CfgStar, Guidance, GuidanceParams, Pl
 
 NOT_YET = (2, 4)  # from here on prompts are read by Gemma 4 and frames decoded by diffusion
 DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
-GUIDANCE_NAMES = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
 
 
 @dataclass(frozen=True)
@@ -183,6 +182,8 @@ def prepare(request: Request) -> Job:
             read_exr(image.path)
     guided = _is_guided(request, pipeline, model)
     sound = request.audio and pipeline.makes_sound and (pipeline.has_sound is None or pipeline.has_sound(request))
+    if request.output_audio is not None and not sound:
+        raise UserError(f"--output-audio {request.output_audio}: the source has no sound, so there is none to write")
     guidance = _guidance(request, pipeline, model, sound) if guided else None
     steps = (request.steps or model.defaults.steps) if guided else None
     if steps == 1:
@@ -203,7 +204,10 @@ def prepare(request: Request) -> Job:
         "negative_prompt": negative,
         **(_guidance_fields(guidance) if guidance is not None else {}),
     }
-    decided = replace(request, **{k: v for k, v in decisions.items() if k in EVERYWHERE | pipeline.takes})
+    decided = replace(request, **{k: v for k, v in decisions.items() if k in pipeline.accepts})
+    later = [lora.source for lora in request.loras if lora.stage == 2]
+    if later and (not pipeline.two_stage or request.skip_stage_2):
+        raise UserError(f"--lora {later[0]}: is for stage 2, and there is only one stage")
     loras = choose_loras(
         request,
         model.checkpoint.version,
@@ -251,7 +255,7 @@ def _known_pipeline(name: str) -> Pipeline:
 def _check_fields(request: Request, pipeline: Pipeline) -> None:
     """Everything given is used, and everything needed is given."""
     given = {entry.name for entry in fields(request) if getattr(request, entry.name) != entry.default}
-    unused = sorted(flag(name) for name in given - EVERYWHERE - pipeline.takes)
+    unused = sorted(flag(name) for name in given - pipeline.accepts)
     if unused:
         raise UserError(f"the {pipeline.name} pipeline does not use {', '.join(dict.fromkeys(unused))}")
     missing = [flag(name) for name in pipeline.needs if name not in given]
@@ -264,7 +268,7 @@ def _is_guided(request: Request, pipeline: Pipeline, model: Model) -> bool:
         return pipeline.guided
     guided = (not model.files.distilled) if request.guided is None else request.guided
     if not guided:
-        given = [flag(name) for name in sorted(GUIDANCE) if getattr(request, name) is not None]
+        given = [flag(name) for name in sorted(GUIDANCE | {"distilled_lora"}) if getattr(request, name) is not None]
         if given:
             raise UserError(f"denoising without guidance does not use {', '.join(given)}; --guided turns it on")
     return guided

@@ -16,21 +16,20 @@ if TYPE_CHECKING:
     from mlx_ltx.sampling.geometry import ClipShape
 
 # Fields of a request that belong together. What a pipeline does not take must be left at its default.
-EVERYWHERE = frozenset({"model", "pipeline", "dtype", "weights", "force", "contact_sheet", "output", "output_audio"})
+EVERYWHERE = frozenset({"model", "pipeline", "dtype", "weights", "force"})
+PICTURE_FILES = frozenset({"output", "contact_sheet"})
+SOUND_FILES = frozenset({"output_audio"})
 PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt"})
 SIZE = frozenset({"width", "height"})
 LENGTH = frozenset({"num_frames", "duration", "fps"})
 SEGMENTS = frozenset({"segments"})
 IMAGES = frozenset({"images", "fit"})
 LORAS = frozenset({"loras", "camera"})
-GUIDANCE = frozenset(
-    {"negative_prompt", "steps", "cfg_rule", "apg_eta", "apg_norm_threshold", "apg_momentum"}
-    | {
-        f"{stream}_{name}"
-        for stream in ("video", "audio")
-        for name in ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
-    }
-)
+GUIDANCE_NAMES = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+VIDEO_GUIDANCE = frozenset(f"video_{name}" for name in GUIDANCE_NAMES)
+AUDIO_GUIDANCE = frozenset(f"audio_{name}" for name in GUIDANCE_NAMES)
+GUIDANCE = VIDEO_GUIDANCE | AUDIO_GUIDANCE
+GUIDANCE |= {"negative_prompt", "steps", "cfg_rule", "apg_eta", "apg_norm_threshold", "apg_momentum"}
 TWO_STAGES = frozenset({"spatial_upsampler"})
 HDR = frozenset({"hdr", "output_exr", "output_hdr"})
 CLIP = PROMPT | SEGMENTS | SIZE | LENGTH | IMAGES | LORAS | HDR | {"audio"}  # what every way of making a new clip takes
@@ -43,7 +42,7 @@ class Pipeline:
     Attributes:
         name: what ``--pipeline`` takes.
         title: one line for people.
-        takes: fields of the request that it uses besides ``EVERYWHERE``; giving another one is an error.
+        takes: fields of the request that it uses besides those of ``accepts``.
         phases: what it will do for a job.
         run: the recipe.
         needs: fields that must be given.
@@ -78,6 +77,14 @@ class Pipeline:
     curve: LogCurve = LogCurve.ACESCCT
     clip: Callable[[Request, Model], ClipShape] | None = None
     check: Callable[[Job], None] | None = None
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """All fields of a request that it uses; giving another one is an error."""
+        files = (PICTURE_FILES if self.makes_picture else frozenset()) | (
+            SOUND_FILES if self.makes_sound else frozenset()
+        )
+        return EVERYWHERE | files | self.takes
 
 
 def pipelines() -> dict[str, Pipeline]:

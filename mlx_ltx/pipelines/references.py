@@ -51,14 +51,26 @@ def reference_scale(job: Job) -> ReferenceScale:
     return told.pop() if told else ReferenceScale()
 
 
-def check_scale(clip: ClipShape, scale: ReferenceScale, space: int) -> None:
-    """A reference must be on the model's grid as well."""
+def check_references(job: Job, sources: list[Path], first_stage: ClipShape) -> None:
+    """Reference videos can be read, and are on the model's grid in the first stage as well.
+
+    Raises:
+        UserError: they cannot, or are not.
+    """
+    scale, space, clip = reference_scale(job), job.model.video_vae.space_scale, job.clip
+    multiple = scale.size * space * (clip.width // first_stage.width)
     for name, value in (("--width", clip.width), ("--height", clip.height)):
-        if value % (scale.size * space):
+        if value % multiple:
             raise UserError(
-                f"{name} {value}: the LoRA's references are {scale.size} times smaller, so a stage's size must be a "
-                f"multiple of {scale.size * space}"
+                f"{name} {value}: the LoRA's references are {scale.size} times smaller, so it must be a multiple of "
+                f"{multiple}"
             )
+    for path in sources:
+        if path.is_dir():
+            _space(job, path)
+            next(read_exr_clip(path, frames=1))
+        else:
+            next(read_clip(path, fps=clip.fps))
 
 
 def reference_phase(job: Job, count: int) -> Phase:

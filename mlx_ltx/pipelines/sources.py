@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.checkpoints.components import load_audio_encoder, load_video_encoder
+from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.media.audio import fit_length, read_sound
 from mlx_ltx.media.clips import VideoInfo, probe, read_clip
@@ -69,8 +70,19 @@ def open_source(path: Path) -> SourceClip:
         UserError: it cannot be read, or its rate varies.
     """
     info = probe(path)
-    next(read_clip(path, frames=1))  # refuses what has no constant rate
+    if not info.constant_rate:
+        raise UserError(
+            f"{path}: has a variable frame rate (about {float(info.fps):.4g} frames per second); convert it to a "
+            "constant one first"
+        )
+    next(read_clip(path, frames=1))
     return SourceClip(path, info, info.frames)
+
+
+def check_even_size(path: Path, clip: ClipShape) -> None:
+    """Raises UserError if a clip made of a source cannot be encoded as H.264."""
+    if clip.width % 2 or clip.height % 2:
+        raise UserError(f"{path}: is {clip.width}x{clip.height}; H.264 needs even sizes, so crop it first")
 
 
 def video_phase(job: Job, title: str, frames: int) -> Phase:

@@ -47,7 +47,9 @@ def run(job: Job) -> Generator[Event, None, Finished]:
 PIPELINE = fields.Pipeline(
     name="t2a",
     title="sound alone",
-    takes=(fields.PROMPT | fields.SEGMENTS | fields.LENGTH | fields.LORAS | fields.GUIDANCE | {"guided"}),
+    takes=(fields.PROMPT | fields.SEGMENTS | fields.LENGTH | fields.LORAS | fields.GUIDANCE | {"guided"})
+    - fields.VIDEO_GUIDANCE
+    - {"audio_modality_scale"},
     needs=("output_audio",),
     makes_picture=False,
     phases=phases,

@@ -26,7 +26,7 @@ from mlx_ltx.pipelines import pipeline as fields
 from mlx_ltx.pipelines.job import Job, Model
 from mlx_ltx.pipelines.output import Made, output_phases, write_outputs
 from mlx_ltx.pipelines.run import Run
-from mlx_ltx.pipelines.sources import SourceClip, encode_frames, open_source, video_phase
+from mlx_ltx.pipelines.sources import SourceClip, check_even_size, encode_frames, open_source, video_phase
 from mlx_ltx.request import Request
 from mlx_ltx.sampling.geometry import ClipShape
 from mlx_ltx.sampling.state import Latents
@@ -46,7 +46,9 @@ def _temporal(request: Request) -> bool:
 def clip(request: Request, model: Model) -> ClipShape:
     source = source_of(request)
     if _temporal(request):
-        return ClipShape(2 * source.frames - 1, source.info.height, source.info.width, 2 * source.fps)
+        shape = ClipShape(2 * source.frames - 1, source.info.height, source.info.width, 2 * source.fps)
+        check_even_size(source.path, shape)
+        return shape
     return ClipShape(source.frames, 2 * source.info.height, 2 * source.info.width, source.fps)
 
 
@@ -125,6 +127,9 @@ def _upsample(job: Job, latent: mx.array) -> Generator[Event, None, mx.array]:
 
 
 def check(job: Job) -> None:
+    wanted, other = ("temporal", "spatial") if _temporal(job.request) else ("spatial", "temporal")
+    if getattr(job.request, f"{other}_upsampler") is not None:
+        raise UserError(f"--{other}-upsampler: --upscale {wanted} does not use it")
     upsampler_file(job.request, job.model)
 
 

@@ -161,7 +161,7 @@ def test_a_smaller_reference_by_the_loras_own_word(clip, lora, tmp_path):
     request = {"pipeline": "ic-lora", "loras": (LoraInput(path),), "video_conditionings": (VideoInput(clip),)}
     make(**request, width=128, height=128, num_frames=17, output=tmp_path / "a.mp4")
     assert probe(tmp_path / "a.mp4").frames == 17
-    with pytest.raises(mlx_ltx.UserError, match="--width 32: the LoRA's references are 2 times smaller"):
+    with pytest.raises(mlx_ltx.UserError, match="--width 64: the LoRA's references are 2 times smaller"):
         make(**request, width=64, height=128, num_frames=17, output=tmp_path / "b.mp4")
 
 
