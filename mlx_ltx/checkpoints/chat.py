@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_ltx.checkpoints.files import read_json
 from mlx_ltx.checkpoints.gemma import read_gemma_config
-from mlx_ltx.checkpoints.tokenizer import PromptTokenizer, read_json
+from mlx_ltx.checkpoints.tokenizer import PromptTokenizer
 from mlx_ltx.errors import UserError
 
 TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"

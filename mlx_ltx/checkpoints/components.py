@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx_ltx.checkpoints import keymaps
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.loading import load_weights
+from mlx_ltx.checkpoints.quantize import Quantization, choose_formats, transformer_rules
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.connectors import TextConnectors
@@ -44,11 +45,17 @@ def read_config(file: SafetensorsFile, parse: Callable[[dict[str, Any]], Config]
 
 
 def load_transformer(
-    file: SafetensorsFile, dtype: mx.Dtype | None = mx.bfloat16, video: bool = True, audio: bool = True
+    file: SafetensorsFile,
+    dtype: mx.Dtype | None = mx.bfloat16,
+    video: bool = True,
+    audio: bool = True,
+    quantization: Quantization | None = None,
 ) -> Transformer:
-    """The transformer, or only one of its streams."""
+    """The transformer, or only one of its streams; ``quantization`` quantises plain weights while they are read."""
     config = read_config(file, lambda values: TransformerConfig.from_metadata(values, video=video, audio=audio))
-    return load_weights(Transformer(config), file, keymaps.TRANSFORMER, dtype, left_out(config))
+    model = Transformer(config)
+    formats = choose_formats(model, transformer_rules(config.layers), quantization) if quantization else None
+    return load_weights(model, file, keymaps.TRANSFORMER, dtype, left_out(config), formats)
 
 
 def left_out(config: TransformerConfig) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,18 @@ class TensorInfo:
 class SafetensorsFile:
     """One safetensors file whose header has been read and checked against the file's size.
 
+    Attributes:
+        path: the file.
+        metadata: the header's ``__metadata__``.
+        tensors: what the header says of each tensor.
+        quantization: how the weights were quantised, in the words of mlx-lm's ``config.json``; a single file cannot
+            say it, a folder can.
+
     Raises:
         UserError: the file is missing, unreadable, not safetensors, or shorter than its header says.
     """
+
+    quantization: dict[str, Any] | None = None
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -117,6 +127,46 @@ class SafetensorsFile:
             return value
 
 
+class SafetensorsFolder(SafetensorsFile):
+    """The weights of a folder, in shards that an index names or in one file, as if they lay in a single file.
+
+    Attributes:
+        path: the folder.
+        shards: the files.
+
+    Raises:
+        UserError: there are no weights, shards are missing, or one of them is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], quantization: dict[str, Any] | None = None):
+        self.path = Path(folder)
+        self.metadata = {}
+        self.quantization = quantization
+        self.shards = [SafetensorsFile(self.path / name) for name in _shard_names(self.path)]
+        self.tensors = {key: info for shard in self.shards for key, info in shard.tensors.items()}
+
+    @cached_property
+    def arrays(self) -> Mapping[str, mx.array]:
+        """As of a single file."""
+        return _ShardArrays(self.shards)
+
+
+class _ShardArrays(Mapping[str, mx.array]):
+    """The arrays of several files, each handed out as its file does."""
+
+    def __init__(self, shards: list[SafetensorsFile]):
+        self.owners = {key: shard for shard in shards for key in shard.tensors}
+
+    def __getitem__(self, key: str) -> mx.array:
+        return self.owners[key].arrays[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.owners)
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+
 class _LazyArrays(Mapping[str, mx.array]):
     """The arrays of a file, each handed out once per opening of it.
 
@@ -148,6 +198,42 @@ class _LazyArrays(Mapping[str, mx.array]):
             raise UserError(f"{self.file.path}: cannot be loaded ({error})") from None
         assert isinstance(loaded, dict)
         return loaded
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON; download it again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object; download it again")
+    return value
+
+
+def _shard_names(folder: Path) -> list[str]:
+    """The shards that the folder's index names, or its only file."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise UserError(f"{folder / INDEX}: holds no weight_map; download it again")
+        names = sorted(set(index.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}")
+        return names
+    names = sorted(path.name for path in folder.glob("model*.safetensors"))
+    if not names:
+        raise UserError(f"{folder}: holds no weights (model.safetensors, or shards and {INDEX})")
+    if len(names) > 1:
+        raise UserError(f"{folder}: holds {len(names)} weight files but no {INDEX}; download it")
+    return names
 
 
 def _span(entry: dict[str, Any]) -> tuple[int, int]:

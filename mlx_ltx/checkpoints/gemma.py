@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_ltx.checkpoints.files import SafetensorsFile
+from mlx_ltx.checkpoints.files import SafetensorsFile, SafetensorsFolder, read_json
 from mlx_ltx.checkpoints.keymaps import TEXT_PROJECTION, KeyMap
-from mlx_ltx.checkpoints.loading import check_tensors, parameter_axes, published_shapes
-from mlx_ltx.checkpoints.tokenizer import PromptTokenizer, load_tokenizer, read_json
+from mlx_ltx.checkpoints.loading import load_weights
+from mlx_ltx.checkpoints.quantize import GEMMA_RULES, Quantization, choose_formats
+from mlx_ltx.checkpoints.tokenizer import PromptTokenizer, load_tokenizer
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.gemma import Gemma, GemmaConfig
+from mlx_ltx.models.quantized import WeightFormat
 
 # Published folders and MLX packs; transformers 5; a decoder by itself. The vision tower, its projector and an output
 # head stand elsewhere, or are named here: they are left out on purpose, because encoding does not use them.
@@ -24,10 +26,6 @@ GEMMA = KeyMap(
     exclude=("vision_tower.", "multi_modal_projector.", "lm_head."),
     unused=(r".*\.rotary_emb\.inv_freq",),
 )
-INDEX = "model.safetensors.index.json"
-PLAIN = ("F32", "F16", "BF16")
-PACKED = ("U32", "U8")
-QUANTISED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
 
 class TextModel(NamedTuple):
@@ -37,7 +35,7 @@ class TextModel(NamedTuple):
     tokenizer: PromptTokenizer
 
 
-def load_gemma(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> TextModel:
+def load_gemma(folder: Path, dtype: mx.Dtype = mx.bfloat16, quantization: Quantization | None = None) -> TextModel:
     """Load the text decoder of a Gemma 3, lazily, after checking every key and shape.
 
     Args:
@@ -45,9 +43,11 @@ def load_gemma(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> TextModel:
             shards; plain, or quantised by mlx-lm or mlx-vlm (``quantization`` in the config).
         dtype: what plain weights become, and the scales of quantised ones: bfloat16 or float32 (the hidden states of
             Gemma 3 leave float16's range).
+        quantization: quantise plain weights while they are read.
 
     Raises:
-        UserError: something is missing, damaged, not a Gemma 3, or does not match its config.
+        UserError: something is missing, damaged, not a Gemma 3, or does not match its config; or the weights are to be
+            quantised and already are.
         ValueError: another dtype.
     """
     if dtype not in (mx.bfloat16, mx.float32):
@@ -55,11 +55,19 @@ def load_gemma(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> TextModel:
     config, metadata = read_gemma_config(folder)
     tokenizer = load_tokenizer(folder, metadata)
     model = Gemma(config)
-    load_folder(model, folder, GEMMA, metadata, dtype)
+    formats = choose_formats(model, GEMMA_RULES, quantization) if quantization else None
+    load_folder(model, folder, GEMMA, metadata, dtype, formats)
     return TextModel(model, tokenizer)
 
 
-def load_folder(module: nn.Module, folder: Path, keymap: KeyMap, metadata: dict[str, Any], dtype: mx.Dtype) -> None:
+def load_folder(
+    module: nn.Module,
+    folder: Path,
+    keymap: KeyMap,
+    metadata: dict[str, Any],
+    dtype: mx.Dtype,
+    formats: Mapping[str, WeightFormat] | None = None,
+) -> None:
     """Give one network of a Gemma folder its weights, lazily, after checking every key and shape.
 
     Args:
@@ -67,34 +75,13 @@ def load_folder(module: nn.Module, folder: Path, keymap: KeyMap, metadata: dict[
         keymap: where its tensors stand.
         metadata: the whole ``config.json``.
         dtype: as in :func:`load_gemma`.
+        formats: layers to be quantised now, by module path.
 
     Raises:
         UserError: as :func:`load_gemma`.
     """
-    tensors = folder_tensors(folder)
-    keys = keymap.select(tensors)
-    _quantize(module, keys, metadata.get("quantization") or metadata.get("quantization_config"), folder)
-    axes = parameter_axes(module)
-    shapes = published_shapes(module)
-    infos = {path: tensors[key].tensors[key] for path, key in keys.items()}
-    for path, info in infos.items():
-        order = axes.get(path)
-        # MLX packs hold convolutions as MLX has them; channels (3) and kernels (14) cannot be taken for each other
-        if order is not None and len(info.shape) == len(order) and info.shape != shapes[path]:
-            infos[path] = replace(info, shape=tuple(info.shape[order.index(axis)] for axis in range(len(order))))
-            axes[path] = None
-    check_tensors(module, infos, str(folder), keymap.name)
-    quantised = {path for path, part in module.named_modules() if isinstance(part, QUANTISED)}
-    weights = []
-    for path, key in keys.items():
-        kind = infos[path].dtype
-        if kind not in PLAIN + PACKED or (kind in PACKED and path.rpartition(".")[0] not in quantised):
-            raise UserError(f"{tensors[key].path}: tensor {key} is {kind}; this layout is not supported")
-        array, order = tensors[key].arrays[key], axes[path]
-        array = array if order is None else array.transpose(order)
-        weights.append((path, array.astype(dtype) if kind in PLAIN else array))
-    module.load_weights(weights, strict=True)
-    module.eval()
+    quantization = metadata.get("quantization") or metadata.get("quantization_config")
+    load_weights(module, SafetensorsFolder(folder, quantization), keymap, dtype, formats=formats, own_axes=True)
 
 
 def read_gemma_config(folder: Path) -> tuple[GemmaConfig, dict[str, Any]]:
@@ -130,48 +117,3 @@ def check_text_width(config: GemmaConfig, checkpoint: SafetensorsFile) -> None:
             f"text model of the wrong width: {checkpoint.path} reads {max(widths):,} values per token, this text model "
             f"gives {given:,} ({config.hidden_states} hidden states of {config.hidden_size}); use Gemma 3 12B"
         )
-
-
-def folder_tensors(folder: Path) -> dict[str, SafetensorsFile]:
-    """For every tensor of a folder, the file that holds it: a shard that the index names, or the single file.
-
-    Raises:
-        UserError: a file is missing or damaged, or there are several and no index.
-    """
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index:
-            raise UserError(f"{folder / INDEX}: holds no weight_map; download it again")
-        names = sorted(set(index.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"{folder}: {len(missing)} of {len(names)} shards are missing, first {missing[0]}")
-    else:
-        names = sorted(path.name for path in folder.glob("model*.safetensors"))
-        if not names:
-            raise UserError(f"{folder}: holds no weights (model.safetensors, or shards and {INDEX})")
-        if len(names) > 1:
-            raise UserError(f"{folder}: holds {len(names)} weight files but no {INDEX}; download it")
-    files = [SafetensorsFile(folder / name) for name in names]
-    return {key: file for file in files for key in file.tensors}
-
-
-def _quantize(model: nn.Module, keys: dict[str, str], settings: dict[str, Any] | None, folder: Path) -> None:
-    """Make those modules quantised whose scales are in the files, by the config's settings and its exceptions."""
-    packed = {path[: -len(".scales")]: key[: -len(".scales")] for path, key in keys.items() if path.endswith(".scales")}
-    if not packed:
-        return
-    if not settings or "bits" not in settings:
-        raise UserError(f"{folder}: the weights are quantised but config.json has no quantization with its bits")
-    defaults: dict[str, Any] = {name: settings[name] for name in ("group_size", "bits", "mode") if name in settings}
-
-    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if path not in packed or not hasattr(module, "to_quantized"):
-            return False
-        own = settings.get(packed[path])
-        return own if isinstance(own, dict) else defaults
-
-    try:
-        nn.quantize(model, class_predicate=choose)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: quantization is not supported: {error}") from None

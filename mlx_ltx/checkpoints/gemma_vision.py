@@ -15,7 +15,8 @@ import mlx.nn as nn
 import numpy as np
 from PIL import Image
 
-from mlx_ltx.checkpoints.gemma import folder_tensors, load_folder, read_gemma_config
+from mlx_ltx.checkpoints.files import SafetensorsFolder
+from mlx_ltx.checkpoints.gemma import load_folder, read_gemma_config
 from mlx_ltx.checkpoints.keymaps import KeyMap
 
 VISION = KeyMap(
@@ -76,7 +77,7 @@ def load_vision(folder: Path, dtype: mx.Dtype) -> tuple[Vision, int]:
     """
     _, metadata = read_gemma_config(folder)
     image_id = metadata.get("image_token_index", metadata.get("image_token_id"))
-    described = "vision_config" in metadata and VISION.select(folder_tensors(folder))
+    described = "vision_config" in metadata and VISION.select(SafetensorsFolder(folder).tensors)
     if not described or not isinstance(image_id, int):
         raise NoVision(f"{folder.name} holds a text model alone, without the part that sees images")
     try:

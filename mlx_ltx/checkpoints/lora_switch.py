@@ -26,6 +26,7 @@ from mlx.utils import tree_unflatten
 from mlx_ltx.checkpoints.components import left_out
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.keymaps import TRANSFORMER
+from mlx_ltx.checkpoints.loading import read_array
 from mlx_ltx.checkpoints.lora import Lora, LoraFile
 from mlx_ltx.models.lora import LoraLinear
 from mlx_ltx.models.transformer import Transformer, TransformerConfig
@@ -141,7 +142,7 @@ class LoraSwitch:
     def _original(self, path: str, layer: nn.Linear) -> mx.array:
         if path not in self.fused:
             return layer.weight
-        return self.checkpoint.arrays[self.keys[f"{path}.weight"]].astype(layer.weight.dtype)
+        return read_array(self.checkpoint, self.keys[f"{path}.weight"], layer.weight.dtype)
 
 
 def check_loras(loras: Sequence[Lora], config: TransformerConfig) -> list[str]:

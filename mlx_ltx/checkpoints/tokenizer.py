@@ -5,7 +5,6 @@ transformers would give the same tokens and takes a second to import.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import Tokenizer
 
+from mlx_ltx.checkpoints.files import read_json
 from mlx_ltx.errors import UserError
 
 LENGTH = 1024
@@ -104,20 +104,3 @@ def load_tokenizer(folder: Path, config: dict[str, Any], length: int = LENGTH) -
         missing = "start (bos)" if bos is None else "padding (pad)"
         raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a {missing} token")
     return PromptTokenizer(tokenizer, bos, pad, length)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        UserError: it cannot be read, or is not that.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{path}: not JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; download it again")
-    return value

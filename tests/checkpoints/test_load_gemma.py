@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_ltx.checkpoints.files import SafetensorsFile
-from mlx_ltx.checkpoints.gemma import INDEX, check_text_width, load_gemma, read_gemma_config
+from mlx_ltx.checkpoints.files import INDEX, SafetensorsFile
+from mlx_ltx.checkpoints.gemma import check_text_width, load_gemma, read_gemma_config
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.gemma import Gemma, all_hidden_states
 
