@@ -1,4 +1,4 @@
-"""``python -m mlx_ltx.checkpoints``: the known models, and getting them."""
+"""``python -m mlx_ltx.checkpoints``: the known models, getting them, and saving them quantised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mlx_ltx.checkpoints.hub import DownloadPlan, Part, format_bytes, model_part
 from mlx_ltx.checkpoints.lora_catalogue import LORAS, find_lora
 from mlx_ltx.checkpoints.lora_resolve import loras_on_disk
 from mlx_ltx.checkpoints.offer import show_download
-from mlx_ltx.checkpoints.resolve import models_on_disk
+from mlx_ltx.checkpoints.packs import PackProgress, open_checkpoint, write_pack
+from mlx_ltx.checkpoints.quantize import SETTINGS, Quantization
+from mlx_ltx.checkpoints.resolve import models_on_disk, resolve_checkpoint
 from mlx_ltx.errors import UserError
 
 
@@ -24,6 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
     get.add_argument("--text-encoder", choices=TEXT_ENCODERS, help="another build of Gemma 3 than the model's own")
     get.add_argument("--dry-run", action="store_true", help="say what would be fetched, and stop")
     get.add_argument("--json", action="store_true", help="progress as JSON lines on standard output")
+    pack = commands.add_parser("quantize", help="save a model with its transformer in fewer bits")
+    pack.add_argument("source", metavar="SRC", help="a checkpoint file, its folder, or a downloaded model of the list")
+    pack.add_argument("destination", metavar="DST", help="the folder to make, which --model then takes")
+    pack.add_argument("--quantize", required=True, metavar="NAME", help=", ".join(SETTINGS))
+    pack.add_argument("--group-size", type=int, metavar="N", help="numbers that share a scale, for q8 to q4 (64)")
     return parser
 
 
@@ -77,18 +84,38 @@ def fetch(plan: DownloadPlan, dry_run: bool, as_json: bool) -> None:
         show_download(plan, as_json)
 
 
+def save_pack(source: str, destination: str, name: str, group_size: int | None) -> None:
+    """Write a pack, with a line on standard error at every twentieth of it."""
+    setting = Quantization.parse(name, group_size)
+    checkpoint = open_checkpoint(resolve_checkpoint(source))
+    reported = 0
+    last: PackProgress | None = None
+    for last in write_pack(checkpoint, destination, setting):
+        if (part := 20 * last.done // last.total) > reported:
+            reported = part
+            print(
+                f"{format_bytes(last.done)} of {format_bytes(last.total)}, shard {last.shard} of {last.shards}",
+                file=sys.stderr,
+            )
+    assert last is not None
+    print(f"{destination}: {format_bytes(last.total)}, {setting.name}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command == "list":
             list_models()
+        elif arguments.command == "quantize":
+            save_pack(arguments.source, arguments.destination, arguments.quantize, arguments.group_size)
         else:
             get_model(arguments.name, arguments.text_encoder, arguments.dry_run, arguments.json)
     except UserError as error:
         print(f"mlx_ltx.checkpoints: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("mlx_ltx.checkpoints: stopped; the next download goes on from here", file=sys.stderr)
+        kept = "nothing was kept" if arguments.command == "quantize" else "the next download goes on from here"
+        print(f"mlx_ltx.checkpoints: stopped; {kept}", file=sys.stderr)
         return 130
     return 0
 

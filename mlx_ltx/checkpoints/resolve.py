@@ -41,7 +41,9 @@ from mlx_ltx.checkpoints.hub import (
     plan_download,
     plan_parts,
 )
+from mlx_ltx.checkpoints.packs import Pack, is_pack_folder
 from mlx_ltx.checkpoints.recognise import (
+    SHARD,
     is_checkpoint,
     is_gemma_folder,
     is_spatial_upsampler,
@@ -83,10 +85,11 @@ class ModelFiles:
 
     Attributes:
         name: the catalogue's name, or the checkpoint's file name without its suffix.
-        checkpoint: the single-file checkpoint.
+        checkpoint: the single-file checkpoint, or the folder of a saved pack.
         text_encoder: the Gemma folder.
         spatial_upsampler: the latent upsampler, if there is one.
         entry: the catalogue entry, if the model is known by name.
+        origin: the name of the file that a pack was made from, if it says it.
     """
 
     name: str
@@ -94,11 +97,12 @@ class ModelFiles:
     text_encoder: Path
     spatial_upsampler: Path | None = None
     entry: ModelEntry | None = None
+    origin: str | None = None
 
     @property
     def distilled(self) -> bool:
         """Whether the distilled pipeline is the default; see :func:`catalogue.is_distilled`."""
-        return is_distilled(self.entry or self.checkpoint)
+        return is_distilled(self.entry or self.origin or self.checkpoint)
 
 
 def resolve_model(
@@ -107,9 +111,9 @@ def resolve_model(
     """The local files of the model ``spec``.
 
     Args:
-        spec: a catalogue name or alias; a ``.safetensors`` checkpoint; a folder with one in it or in a sub-folder; or
-            ``owner/name`` or ``owner/name:file.safetensors`` on the hub. None takes the best model on this machine
-            (:func:`best_model_on_disk`), never the embedded demo.
+        spec: a catalogue name or alias; a ``.safetensors`` checkpoint; a folder with one in it or in a sub-folder, or
+            with a saved pack; or ``owner/name`` or ``owner/name:file.safetensors`` on the hub. None takes the best
+            model on this machine (:func:`best_model_on_disk`), never the embedded demo.
         text_encoder: the value of ``--text-encoder``: a Gemma folder, a name of ``TEXT_ENCODERS``, or ``owner/name``
             on the hub. None takes the Gemma folder beside the checkpoint, or else the catalogue's Gemma 3 12B.
         spatial_upsampler: the value of ``--spatial-upsampler``, a file. None takes the catalogue's, or the one beside
@@ -135,6 +139,30 @@ def resolve_model(
     similar = similar_names(spec, model_names())
     known = f"did you mean {' or '.join(similar)}?" if similar else f"the names are {', '.join(MODELS)}"
     raise UserError(f"--model {spec}: no model of that name, and no such file or folder; {known}")
+
+
+def resolve_checkpoint(spec: str) -> Path:
+    """The local checkpoint file or pack that ``spec`` names, by itself: no text encoder, no upsampler.
+
+    Args:
+        spec: a catalogue name or alias, a file, or a folder with one checkpoint in it or in a sub-folder.
+
+    Raises:
+        MissingFiles: it is in the catalogue, but has to be downloaded first.
+        UserError: there is no such checkpoint.
+    """
+    if entry := find_model(spec):
+        if entry.checkpoint is None:
+            return _checkpoint_in(demo_folder()).path
+        if cached := cached_path(entry.checkpoint):
+            return cached
+        raise MissingFiles(plan_parts(entry.name, [entry.checkpoint]))
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _checkpoint_in(path).path
+    if not path.exists():
+        raise UserError(f"{spec}: there is no such file or folder, and no model of that name")
+    return path
 
 
 def models_on_disk() -> list[ModelEntry]:
@@ -215,6 +243,8 @@ def _resolve_path(path: Path, text_encoder: str | None, upsampler: Path | None) 
         return _resolve_folder(path, text_encoder, upsampler)
     if path.suffix != ".safetensors":
         raise UserError(f"--model {path}: only .safetensors checkpoints can be loaded, not {path.suffix or 'this'}")
+    if is_pack_folder(path.absolute().parent) and SHARD.fullmatch(path.name):
+        raise UserError(f"--model {path}: is one shard of a pack; give its folder")
     file = SafetensorsFile(path)
     if other := what_else(file):
         raise UserError(f"--model {path}: not an LTX-2 checkpoint; it looks like {other}")
@@ -222,13 +252,19 @@ def _resolve_path(path: Path, text_encoder: str | None, upsampler: Path | None) 
 
 
 def _resolve_folder(folder: Path, text_encoder: str | None, upsampler: Path | None) -> ModelFiles:
+    return _beside(_checkpoint_in(folder), folder, text_encoder, upsampler)
+
+
+def _checkpoint_in(folder: Path) -> SafetensorsFile:
+    """The only checkpoint or pack in ``folder`` or one of its sub-folders."""
     files, damaged = _open_all(folder)
-    checkpoints = [file for file in files if is_checkpoint(file)]
+    packs: list[SafetensorsFile] = [Pack(place) for place in _places(folder) if is_pack_folder(place)]
+    checkpoints = packs + [file for file in files if is_checkpoint(file)]
     if len(checkpoints) > 1:
         names = ", ".join(sorted(str(file.path.relative_to(folder)) for file in checkpoints))
         raise UserError(f"--model {folder}: holds several checkpoints ({names}); give the path of one")
     if checkpoints:
-        return _beside(checkpoints[0], folder, text_encoder, upsampler)
+        return checkpoints[0]
     if damaged:
         raise damaged[0]
     if is_gemma_folder(folder):
@@ -239,11 +275,16 @@ def _resolve_folder(folder: Path, text_encoder: str | None, upsampler: Path | No
 
 
 def _open_all(folder: Path) -> tuple[list[SafetensorsFile], list[UserError]]:
-    """Every safetensors file in ``folder`` and its sub-folders, except Gemma's, and the errors of damaged ones."""
+    """Every safetensors file in ``folder`` and its sub-folders, except Gemma's and the shards of packs, and the errors
+    of damaged ones.
+    """
     files, damaged = [], []
     for place in _places(folder):
         if not is_gemma_folder(place):
+            pack = is_pack_folder(place)
             for path in sorted(place.glob("*.safetensors")):
+                if pack and SHARD.fullmatch(path.name):
+                    continue
                 try:
                     files.append(SafetensorsFile(path))
                 except UserError as error:
@@ -261,11 +302,13 @@ def _places(folder: Path) -> list[Path]:
 
 def _beside(checkpoint: SafetensorsFile, folder: Path, text_encoder: str | None, upsampler: Path | None) -> ModelFiles:
     """A local checkpoint together with the Gemma folder and the upsampler that lie with it."""
-    name = checkpoint.path.stem
+    pack = checkpoint if isinstance(checkpoint, Pack) else None
+    name = checkpoint.path.absolute().name if pack else checkpoint.path.stem
     gemma = _gemma_beside(checkpoint, folder, text_encoder)
     if not isinstance(gemma, Path):
         raise MissingFiles(plan_parts(name, [gemma]))
-    return ModelFiles(name, checkpoint.path, gemma, upsampler or _upsampler_beside(folder))
+    upsampler = upsampler or _upsampler_beside(folder) or (_upsampler_of_origin(pack) if pack else None)
+    return ModelFiles(name, checkpoint.path, gemma, upsampler, origin=pack.origin if pack else None)
 
 
 def _gemma_beside(checkpoint: SafetensorsFile, folder: Path, text_encoder: str | None) -> Path | TextEncoderEntry:
@@ -292,6 +335,14 @@ def _upsampler_beside(folder: Path) -> Path | None:
         names = ", ".join(file.path.name for file in candidates)
         raise UserError(f"{folder}: holds several spatial upsamplers ({names}); choose one with --spatial-upsampler")
     return candidates[0].path if candidates else None
+
+
+def _upsampler_of_origin(pack: Pack) -> Path | None:
+    """The catalogue's upsampler for the published checkpoint that a pack was made from, if it is on this machine."""
+    for entry in MODELS.values():
+        if entry.checkpoint and entry.spatial_upsampler and entry.checkpoint.name == pack.origin:
+            return cached_path(entry.spatial_upsampler)
+    return None
 
 
 def _upsampler_path(value: str) -> Path:
@@ -353,7 +404,7 @@ def _resolve_hub(repo: str, name: str | None, text_encoder: str | None, upsample
     check_repository_name(repo)
     if name is None:
         snapshot = cached_snapshot(repo)
-        if snapshot and any(is_checkpoint(file) for file in _open_all(snapshot)[0]):
+        if snapshot and (is_pack_folder(snapshot) or any(is_checkpoint(file) for file in _open_all(snapshot)[0])):
             return _resolve_folder(snapshot, text_encoder, upsampler)
         checkpoint = _only_checkpoint(repo)
     else:

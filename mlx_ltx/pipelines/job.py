@@ -13,6 +13,7 @@ from mlx_ltx.checkpoints.chat import check_chat
 from mlx_ltx.checkpoints.components import read_config
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.gemma import check_text_width, read_gemma_config
+from mlx_ltx.checkpoints.packs import open_checkpoint
 from mlx_ltx.checkpoints.resolve import ModelFiles, resolve_model
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase
@@ -225,7 +226,7 @@ def prepare(request: Request) -> Job:
 
 def _open_model(request: Request) -> Model:
     files = resolve_model(request.model, request.text_encoder, request.spatial_upsampler)
-    checkpoint = SafetensorsFile(files.checkpoint)
+    checkpoint = open_checkpoint(files.checkpoint)
     if checkpoint.version >= NOT_YET:
         raise UserError(
             f"{files.checkpoint}: is of model version {'.'.join(map(str, checkpoint.version))}, whose text model and "
