@@ -19,7 +19,7 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase
 from mlx_ltx.media.atomic import check_output, check_output_folder
 from mlx_ltx.media.color import LogCurve
-from mlx_ltx.media.exr import is_exr, read_exr
+from mlx_ltx.media.exr import is_exr, openexr, read_exr
 from mlx_ltx.media.images import load_image
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.transformer import TransformerConfig
@@ -218,6 +218,8 @@ def prepare(request: Request) -> Job:
     )
     if (request.output_exr or request.output_hdr) and request.hdr is None:
         raise UserError("--output-exr and --output-hdr need --hdr, which says in which colour space")
+    if request.output_exr is not None:
+        openexr()
     job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
     if pipeline.check is not None:
         pipeline.check(job)

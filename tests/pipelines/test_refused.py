@@ -1,6 +1,7 @@
 """What pipelines refuse before any work: everything that they would not use, and sources that they cannot use."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,8 @@ def test_a_variable_rate_is_said_in_one_line(tmp_path):
     message = refused(pipeline="extend", video_path=tmp_path / "v.gif", extend_after=0.2, output=tmp_path / "a.mp4")
     assert "variable frame rate" in message
     assert message.endswith("convert it to a constant one first")
+
+
+def test_a_missing_library_for_exr_is_noticed_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    assert 'install it with: pip install "mlx_ltx[hdr]"' in refused(hdr="ACESCG", output_exr=tmp_path / "frames")
