@@ -370,6 +370,9 @@ def read_request(arguments: argparse.Namespace) -> Request:
             raise UserError(f"--prompts-file {given['prompts_file']}: holds no prompt")
     elif changes.get("prompt") == "-":
         changes["prompt"] = sys.stdin.read().strip()
+    if not changes.get("prompt", "-") and given.get("prompt") != "":
+        source = f"--prompt-file {given['prompt_file']}" if "prompt_file" in given else "--prompt -: standard input"
+        raise UserError(f"{source} holds no prompt")
     if "replay" in given:
         from mlx_ltx.media.video import read_metadata
 

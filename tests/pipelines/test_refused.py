@@ -1,5 +1,6 @@
 """What pipelines refuse before any work: everything that they would not use, and sources that they cannot use."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -138,3 +139,14 @@ def test_a_variable_rate_is_said_in_one_line(tmp_path):
 def test_a_missing_library_for_exr_is_noticed_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     assert 'install it with: pip install "mlx_ltx[hdr]"' in refused(hdr="ACESCG", output_exr=tmp_path / "frames")
+
+
+def test_a_prompt_that_was_to_be_read_and_is_not_there(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty.txt").write_text(" \n")
+    flags = ["--model", "demo", "--output", str(tmp_path / "a.mp4")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for source in (["--prompt-file", str(tmp_path / "empty.txt")], ["--prompt", "-"]):
+        assert main([*source, *flags]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("holds no prompt")
+    assert not (tmp_path / "a.mp4").exists()
