@@ -5,16 +5,20 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import parity.transformer
 from make_synthetic_checkpoint import official_names, published_config, write_checkpoint
+from mlx_ltx.checkpoints.catalogue import demo_folder
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.lora import Lora, LoraFile
 from mlx_ltx.checkpoints.lora_switch import LoraSwitch
+from mlx_ltx.checkpoints.packs import open_checkpoint, write_pack
+from mlx_ltx.checkpoints.quantize import Quantization
 from mlx_ltx.checkpoints.stream import BlockStream, evaluate_ends
 from mlx_ltx.models.passes import PassInput, Perturbation, StreamInput
 from parity import GoldenSet
@@ -127,7 +131,9 @@ def tokens(model, video=16, audio=4, text=8):
             latent=mx.array(random.standard_normal((1, count, stream.in_channels), np.float32)),
             sigma=mx.array([0.5]),
             timesteps=mx.array([[0.5]]),
-            context=mx.array(random.standard_normal((1, text, stream.caption_channels), np.float32)),
+            context=mx.array(
+                random.standard_normal((1, text, stream.caption_channels or stream.context_dim), np.float32)
+            ),
             rope=rope,
         )
         for stream, count, rope in zip(
@@ -187,3 +193,45 @@ def test_a_checkpoint_of_less_tensors_is_refused_before_any_block_is_read(tmp_pa
     less = SafetensorsFile(tmp_path / "less.safetensors")
     with pytest.raises(Exception, match="missing"):
         streamed(lambda: load_transformer(less, mx.float32))
+
+
+@pytest.mark.parametrize("setting", ["q4", "q8", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_blocks_are_quantised_while_they_are_streamed(setting, with_lora):
+    golden = GoldenSet(GOLDEN, "transformer_23")
+    file = golden.checkpoint()
+    quantization = Quantization.parse(setting, 32 if setting.startswith("q") else None)
+    loras = [Lora(LoraFile(GOLDEN / "lora_0.safetensors"), 1.0)] if with_lora else []
+
+    def load():
+        model = load_transformer(file, mx.float32, quantization=quantization)
+        LoraSwitch(model, file).use(loras)
+        return model
+
+    resident = load()
+    assert any(isinstance(layer, nn.QuantizedLinear) for _, layer in resident.blocks[0].named_modules())
+    inputs = parity.transformer.stream_inputs(resident, golden, "plain")
+    found, expected = streamed(load)(*inputs), resident(*inputs)
+    assert mx.array_equal(found.video, expected.video)
+    assert mx.array_equal(found.audio, expected.audio)
+
+
+def test_a_saved_pack_is_streamed(tmp_path):
+    source = SafetensorsFile(next(demo_folder().glob("*demo*.safetensors")))
+    list(write_pack(source, tmp_path / "pack", Quantization.parse("q4", 32)))
+    pack = open_checkpoint(tmp_path / "pack")
+    resident = load_transformer(pack, mx.float32)
+    assert any(isinstance(layer, nn.QuantizedLinear) for _, layer in resident.blocks[0].named_modules())
+    model = streamed(lambda: load_transformer(pack, mx.float32))
+    inputs = tokens(model)
+    for _ in range(2):
+        assert mx.array_equal(model(*inputs).video, resident(*inputs).video)
+
+
+def test_quantised_while_streamed_a_block_is_held_in_its_few_bits(checkpoint):
+    """Measured: 0.54 of the plain block held (8 bits in the outermost), 1.53 while it is quantised."""
+    quantization = Quantization.parse("q4", 64)
+    model = streamed(lambda: load_transformer(checkpoint, mx.bfloat16, quantization=quantization), ahead=0)
+    peak, between = peak_above_ends(model)
+    assert between < 0.6 * block_bytes(checkpoint)
+    assert peak < 1.7 * block_bytes(checkpoint)
