@@ -133,19 +133,26 @@ class _Writer:
 
     def write_sound(self, shot: Shot, made: Made, waveform: np.ndarray | None) -> Generator[Event, None, None]:
         """The sound as a file of its own."""
-        path, rate = shot.request.output_audio, self.rate
+        path, heard = shot.request.output_audio, self._heard(made, waveform)
         assert path is not None
-        if waveform is None and made.sound is not None:
-            waveform, rate = read_audio(made.sound.path, made.sound.start, self.job.clip.duration, stereo=True)
-            waveform = fit_length(waveform, round(self.job.clip.duration * rate))
-        if waveform is not None:
-            write_audio(path, waveform, rate, self.job.request.force)
+        if heard is not None:
+            write_audio(path, *heard, self.job.request.force)
             yield FileWritten(path, "audio")
+
+    def _heard(self, made: Made, waveform: np.ndarray | None) -> tuple[np.ndarray, int] | None:
+        """The clip's sound and its rate, whether it was decoded or comes from a file; None without."""
+        if waveform is not None:
+            return waveform, self.rate
+        if made.sound is None:
+            return None
+        duration = self.job.clip.duration
+        given, rate = read_audio(made.sound.path, made.sound.start, duration, stereo=True)
+        return fit_length(given, round(duration * rate)), rate
 
     def write_picture(self, shot: Shot, made: Made, waveform: np.ndarray | None) -> Generator[Event, None, None]:
         """Decode the picture once, frame by frame, into every file that shows it."""
         job, request = self.job, shot.request
-        sheet = self._new_sheet(shot, waveform)
+        sheet = self._new_sheet(shot, made, waveform)
         with ExitStack() as files:
             video = exr = master = None
             if request.output is not None:
@@ -226,13 +233,13 @@ class _Writer:
                 writer.write_audio(waveform)
             yield writer
 
-    def _new_sheet(self, shot: Shot, waveform: np.ndarray | None) -> ContactSheet | None:
+    def _new_sheet(self, shot: Shot, made: Made, waveform: np.ndarray | None) -> ContactSheet | None:
         job = self.job
         if job.request.contact_sheet is None:
             return None
         several = len(job.shots) > 1
         title = f"seed {shot.request.seed}: {shot.request.prompt}" if several else None
-        rate = None if waveform is None else self.rate
-        sheet = ContactSheet(job.clip.frames, job.clip.fps, 6 if several else 12, title, waveform, rate)
+        shown, rate = self._heard(made, waveform) or (None, None)
+        sheet = ContactSheet(job.clip.frames, job.clip.fps, 6 if several else 12, title, shown, rate)
         self.sheets.append(sheet)
         return sheet

@@ -117,6 +117,14 @@ def test_the_sound_of_a_video_for_a_sound_is_the_sound(sound, tone, tmp_path):
     assert np.abs(heard - expected).max() < 1e-4
 
 
+def test_a_contact_sheet_shows_a_given_sound(sound, tmp_path):
+    make(pipeline="a2v", audio_path=sound, output=tmp_path / "a.mp4", contact_sheet=tmp_path / "a.png", **SMALL)
+    make(audio=False, output=tmp_path / "b.mp4", contact_sheet=tmp_path / "b.png", **SMALL)
+    (width, heard), (same, silent) = (Image.open(tmp_path / name).size for name in ("a.png", "b.png"))
+    assert width == same
+    assert heard > silent
+
+
 def test_the_picture_follows_the_sound(sound, tmp_path):
     def predicted(start):
         request = {"pipeline": "a2v", "audio_path": sound, "audio_start": start}
