@@ -200,6 +200,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text-encoder", metavar="PATH|HUB_ID", help="a Gemma 3 folder other than the model's own")
     group.add_argument("--spatial-upsampler", metavar="FILE", help="a latent x2 upsampler other than the model's own")
     group.add_argument("--temporal-upsampler", metavar="FILE", help="a latent upsampler for twice the frames")
+    group.add_argument(
+        "--no-cache", dest="cache", action="store_false", help="read the prompts anew, and keep nothing of them"
+    )
     group.add_argument("--dtype", choices=DTYPES, help="precision (auto: bfloat16, or float32 on the CPU backend)")
     group.add_argument(
         "--weights",

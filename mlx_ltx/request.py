@@ -28,6 +28,7 @@ COLOUR_SPACES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 FLAGS = {
     "images": "--image",
     "audio": "--no-audio",
+    "cache": "--no-cache",
     "seeds": "--seed",
     "prompts": "--prompts-file",
     "loras": "--lora",
@@ -143,6 +144,7 @@ class Request:
         output_audio: a wav or flac file for the sound; contact_sheet: a PNG of some frames.
         output_exr, output_hdr: a folder of half-float EXR frames, and a BT.2020 HLG clip.
         force: overwrite files.
+        cache: use embeddings of prompts that were kept from before, and keep new ones.
         text_encoder, spatial_upsampler, temporal_upsampler: path or hub id, instead of what belongs to the model.
         dtype: of weights and activations; "auto" is bfloat16 on the GPU and float32 on the CPU backend.
         weights: of the transformer: "resident" keeps them in memory, "streamed" reads them anew for every evaluation
@@ -213,6 +215,7 @@ class Request:
     output_exr: Path | None = None
     output_hdr: Path | None = None
     force: bool = False
+    cache: bool = True
     text_encoder: str | None = None
     spatial_upsampler: str | None = None
     temporal_upsampler: str | None = None
@@ -331,7 +334,7 @@ class Request:
         defaults = {entry.name: entry.default for entry in fields(self)}
         data = {}
         for name, value in asdict(self).items():
-            if name in (*OUTPUTS, "force") or (value == defaults[name] and name not in ALWAYS):
+            if name in (*OUTPUTS, "force", "cache") or (value == defaults[name] and name not in ALWAYS):
                 continue
             data[name] = _plain(value)
         return {"mlx_ltx": __version__, **data}

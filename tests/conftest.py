@@ -16,6 +16,21 @@ settings.load_profile("mlx_ltx")
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """What is cached by tests, and by the processes that they start, is not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(cache_home):
+    """No test finds what another one left."""
+    shutil.rmtree(cache_home / "mlx_ltx", ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def compare_golden():
     """Run the parity runner of a recorded set; gives its comparisons."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlx_ltx.models.vocoder import VocoderConfig
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
 from mlx_ltx.pipelines.loras import StageLoras, choose_loras
 from mlx_ltx.pipelines.pipeline import GUIDANCE, GUIDANCE_NAMES, Pipeline, pipelines
+from mlx_ltx.pipelines.prompt_cache import Embedded, PromptCache, file_identity
 from mlx_ltx.request import Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
@@ -79,6 +80,8 @@ class Job:
         loras: what changes the transformer.
         sound: whether the clips have sound.
         dtype: of weights and activations.
+        cache: where embedded texts are kept; None keeps none.
+        embedded: the texts that need no text model, because their embeddings were kept.
     """
 
     request: Request
@@ -90,6 +93,8 @@ class Job:
     loras: StageLoras
     sound: bool
     dtype: mx.Dtype
+    cache: PromptCache | None = None
+    embedded: Mapping[str, Embedded] = field(default_factory=dict)
 
     @property
     def curve(self) -> LogCurve:
@@ -103,6 +108,11 @@ class Job:
         if self.guidance is not None and self.request.negative_prompt is not None:
             texts.append(self.request.negative_prompt)
         return list(dict.fromkeys(texts))
+
+    @property
+    def unread(self) -> list[str]:
+        """Those that are not there as embeddings already."""
+        return [text for text in self.prompts if text not in self.embedded]
 
     def grids(self, clip: ClipShape) -> Grids:
         """The latent grids of a clip made with this job's model."""
@@ -223,7 +233,19 @@ def prepare(request: Request) -> Job:
     job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
     if pipeline.check is not None:
         pipeline.check(job)
-    return job
+    return _with_kept_texts(job) if request.cache and "prompt" in pipeline.takes else job
+
+
+def _with_kept_texts(job: Job) -> Job:
+    """The job with what the cache holds of its texts; a prompt that is yet to be rewritten is not there."""
+    folder, checkpoint = job.model.files.text_encoder, job.model.checkpoint.path
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
+    weights = list(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else [checkpoint]
+    cache = PromptCache([file_identity(files), file_identity(weights), str(job.dtype)])
+    if job.request.enhance_prompt:
+        return replace(job, cache=cache)
+    found = {text: cache.get(text) for text in job.prompts}
+    return replace(job, cache=cache, embedded={text: kept for text, kept in found.items() if kept is not None})
 
 
 def _open_model(request: Request) -> Model:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EVERYWHERE = frozenset({"model", "pipeline", "dtype", "weights", "force"})
 PICTURE_FILES = frozenset({"output", "contact_sheet"})
 SOUND_FILES = frozenset({"output_audio"})
-PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt"})
+PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt", "cache"})
 SIZE = frozenset({"width", "height"})
 LENGTH = frozenset({"num_frames", "duration", "fps"})
 SEGMENTS = frozenset({"segments"})

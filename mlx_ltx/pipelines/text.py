@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlx_ltx.checkpoints.components import load_connectors, load_text_features
 from mlx_ltx.checkpoints.gemma import TextModel, load_gemma, read_gemma_config
@@ -11,6 +12,7 @@ from mlx_ltx.events import Event, Phase, Progress, Warned
 from mlx_ltx.models.text_encoder import PromptStates, embed_prompt, read_prompt
 from mlx_ltx.pipelines.enhance import enhance_phases, enhance_prompts, text_model_dtype
 from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.prompt_cache import Embedded
 from mlx_ltx.pipelines.run import Run, Shot
 from mlx_ltx.sampling.denoise import TextContext
 
@@ -45,7 +47,10 @@ class Texts:
 
 
 def text_phases(job: Job) -> list[Phase]:
-    count = len(job.prompts)
+    """What is to be read; nothing where all embeddings were kept from before."""
+    count = len(job.unread)
+    if count == 0 and not job.request.enhance_prompt:
+        return []
     title = "prompt" if count == 1 else f"{count} prompts"
     layers = count * read_gemma_config(job.model.files.text_encoder)[0].hidden_states
     return [
@@ -60,16 +65,31 @@ def encode_prompts(run: Run) -> Generator[Event, None, Texts]:
     loaded: list[TextModel] = []
     if run.job.request.enhance_prompt:
         loaded.append((yield from enhance_prompts(run)))
-    read = yield from run.phase(READ, _read(run.job, loaded))
-    embedded = yield from run.phase(EMBED, _embed(run.job, read))
-    return Texts(dict(zip(run.job.prompts, embedded, strict=True)), run.job)
+    job = run.job
+    contexts = {text: kept.context() for text, kept in job.embedded.items()}
+    if job.unread:
+        read = yield from run.phase(READ, _read(job, loaded))
+        embedded = yield from run.phase(EMBED, _embed(job, [prompt.states for prompt in read]))
+        for prompt, context in zip(read, embedded, strict=True):
+            contexts[prompt.text] = context
+            if job.cache is not None and prompt.whole:
+                job.cache.put(prompt.text, Embedded.of(context))
+    return Texts(contexts, job)
 
 
-def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[PromptStates]]:
+class _Read(NamedTuple):
+    """A text that the text model has read, and whether that was all of it."""
+
+    text: str
+    states: PromptStates
+    whole: bool
+
+
+def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[_Read]]:
     """``loaded``: the text model if it is in memory already; it is taken, so that it is free again afterwards."""
     model, tokenizer = loaded.pop() if loaded else load_gemma(job.model.files.text_encoder, text_model_dtype(job))
     results = []
-    for index, prompt in enumerate(job.prompts):
+    for index, prompt in enumerate(job.unread):
         tokens = tokenizer(prompt)
         if tokens.dropped:
             yield Warned(f"the prompt is {tokens.dropped} tokens longer than the model reads; its end is ignored")
@@ -78,9 +98,9 @@ def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[Prom
             try:
                 step = next(reading)
             except StopIteration as end:
-                results.append(end.value)
+                results.append(_Read(prompt, end.value, whole=not tokens.dropped))
                 break
-            yield Progress(READ, index * step.total + step.done, len(job.prompts) * step.total)
+            yield Progress(READ, index * step.total + step.done, len(job.unread) * step.total)
     return results
 
 
