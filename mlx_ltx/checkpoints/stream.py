@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -61,7 +62,8 @@ def _without_drawing(load: Callable[[], Transformer]) -> Transformer:
     New layers draw first weights, lazily, which the checkpoint's replace: each loading would make the chain of keys
     that has yet to be computed longer by thousands.
     """
-    high, low = mx.random.state[0].tolist()
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
     try:
         return load()
     finally:
@@ -70,4 +72,6 @@ def _without_drawing(load: Callable[[], Transformer]) -> Transformer:
 
 def evaluate_ends(model: Transformer) -> None:
     """Read everything of a model but its blocks."""
-    mx.eval([value for path, value in tree_flatten(model.parameters()) if not path.startswith("blocks.")])
+    parameters = tree_flatten(model.parameters())
+    assert isinstance(parameters, list)
+    mx.eval([value for path, value in parameters if not path.startswith("blocks.")])

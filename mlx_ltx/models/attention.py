@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -13,6 +15,13 @@ EPSILON = 1e-6
 def rms_norm(x: mx.array, eps: float = EPSILON) -> mx.array:
     """Root-mean-square normalisation over the last axis without a weight; keeps the dtype of ``x``."""
     return mx.fast.rms_norm(x, None, eps)
+
+
+class KeysValues(NamedTuple):
+    """A context as attention uses it: keys and values, each (B, heads, S, head_dim)."""
+
+    keys: mx.array
+    values: mx.array
 
 
 class Attention(nn.Module):
@@ -62,23 +71,35 @@ class Attention(nn.Module):
         Returns:
             (B, T, query_dim).
         """
-        B, T, _ = x.shape
         context = x if context is None else context
         value = self.to_v(context)
         if keep is False:
-            result = value
-        else:
-            query, key = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context))
-            query = self._heads(query, rope)
-            key = self._heads(key, rope if context_rope is None else context_rope)
-            result = mx.fast.scaled_dot_product_attention(
-                query, key, self._heads(value, None), scale=self.scale, mask=mask
-            )
-            result = result.transpose(0, 2, 1, 3).reshape(B, T, -1)
-            if isinstance(keep, mx.array):
-                keep = keep.astype(result.dtype)
-                result = result * keep + value * (1 - keep)
+            return self._output(x, value)
+        key = self._heads(self.k_norm(self.to_k(context)), rope if context_rope is None else context_rope)
+        result = self._attend(x, rope, KeysValues(key, self._heads(value, None)), mask)
+        if isinstance(keep, mx.array):
+            keep = keep.astype(result.dtype)
+            result = result * keep + value * (1 - keep)
+        return self._output(x, result)
+
+    def keys_values(self, context: mx.array) -> KeysValues:
+        """Of a context (B, S, context_dim) without positions, for :meth:`attend_to`."""
+        return KeysValues(self._heads(self.k_norm(self.to_k(context)), None), self._heads(self.to_v(context), None))
+
+    def attend_to(self, x: mx.array, context: KeysValues, mask: mx.array | None = None) -> mx.array:
+        """What calling the layer with a context gives, from keys and values that several calls share."""
+        return self._output(x, self._attend(x, None, context, mask))
+
+    def _attend(self, x: mx.array, rope: RopeTable | None, context: KeysValues, mask: mx.array | None) -> mx.array:
+        """(B, T, inner), before gates and output projection."""
+        B, T, _ = x.shape
+        query = self._heads(self.q_norm(self.to_q(x)), rope)
+        result = mx.fast.scaled_dot_product_attention(query, context.keys, context.values, scale=self.scale, mask=mask)
+        return result.transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+    def _output(self, x: mx.array, result: mx.array) -> mx.array:
         if "to_gate_logits" in self:
+            B, T, _ = x.shape
             gate = 2 * mx.sigmoid(self.to_gate_logits(x))
             result = (result.reshape(B, T, self.heads, -1) * gate[..., None]).reshape(B, T, -1)
         return self.to_out(result)

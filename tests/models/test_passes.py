@@ -8,6 +8,7 @@ import pytest
 
 import parity.transformer
 from mlx_ltx.checkpoints.components import load_transformer
+from mlx_ltx.models.attention import Attention
 from mlx_ltx.models.passes import PassInput, Perturbation, shared_passes
 from mlx_ltx.models.transformer import Block
 from mlx_ltx.sampling.guidance import Guidance, GuidanceParams
@@ -73,6 +74,16 @@ def test_what_is_computed_is_what_was_counted(setting, monkeypatch):
     yielded, _ = finish(model.forward_passes(passes))
     assert calls == [0] * 3 + [1] * 3 + [2] * 4
     assert len(yielded) == len(calls) == model.evaluations(passes)
+
+
+def test_text_is_read_once_for_all_passes_of_a_prompt(setting, monkeypatch):
+    model, video, audio = setting
+    calls = []
+    project = Attention.keys_values
+    monkeypatch.setattr(Attention, "keys_values", lambda self, text: (calls.append(self), project(self, text))[1])
+    finish(model.forward_passes(guided(video, audio)))
+    assert len(calls) == 3 * 2 * 2  # blocks, streams, prompts; not passes
+    assert len(set(map(id, calls))) == 3 * 2
 
 
 def test_a_fully_guided_step_of_the_full_model_costs_at_most_087(setting):
