@@ -21,6 +21,8 @@ from mlx_ltx.request import (
     DEFAULT_SEED,
     DTYPES,
     FITS,
+    GROUP_SIZES,
+    QUANTIZE,
     REGENERATE,
     SAMPLERS,
     UPSCALE,
@@ -208,6 +210,16 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--weights",
         choices=WEIGHTS,
         help="the transformer's: resident in memory, or streamed from disk in every step (auto: resident)",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZE,
+        metavar="KIND",
+        help=f"hold the transformer's large layers in fewer bits: {', '.join(QUANTIZE)} (auto: as the file has them)",
+    )
+    group.add_argument("--quantize-text", choices=QUANTIZE, metavar="KIND", help="likewise the text model's")
+    group.add_argument(
+        "--group-size", type=int, choices=GROUP_SIZES, help="numbers that share a scale, for q8 to q4 (64)"
     )
 
 

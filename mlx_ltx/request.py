@@ -16,6 +16,8 @@ DEFAULT_FPS = 24.0
 MAX_SEED = 2**63 - 1
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 WEIGHTS = ("auto", "resident", "streamed")
+QUANTIZE = ("auto", "none", "q8", "q6", "q5", "q4", "mxfp8", "mxfp4", "nvfp4")
+GROUP_SIZES = (32, 64, 128)
 
 FITS = ("crop", "contain", "stretch")
 SAMPLERS = ("euler", "gradient-estimation")
@@ -149,6 +151,9 @@ class Request:
         dtype: of weights and activations; "auto" is bfloat16 on the GPU and float32 on the CPU backend.
         weights: of the transformer: "resident" keeps them in memory, "streamed" reads them anew for every evaluation
             and holds two blocks at a time. The numbers are the same. "auto" is resident.
+        quantize, quantize_text: bits and kind of number in which the transformer's and the text model's large layers
+            are held (:data:`mlx_ltx.checkpoints.quantize.SETTINGS`). "none" and "auto": as the files have them.
+        group_size: how many numbers share a scale, for q8 to q4; None is 64.
     """
 
     prompt: str = ""
@@ -221,6 +226,9 @@ class Request:
     temporal_upsampler: str | None = None
     dtype: str = "auto"
     weights: str = "auto"
+    quantize: str = "auto"
+    quantize_text: str = "auto"
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -291,7 +299,10 @@ class Request:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise UserError(f"{flag(name)} {value}: must be one of {', '.join(allowed)}")
+                raise UserError(f"{flag(name)} {value}: must be one of {', '.join(map(str, allowed))}")
+        kinds = [kind for kind in (self.quantize, self.quantize_text) if kind not in ("auto", "none")]
+        if self.group_size is not None and not any(kind.startswith("q") for kind in kinds):
+            raise UserError(f"--group-size {self.group_size}: is for --quantize q8, q6, q5 and q4")
         if self.end_time is not None and self.end_time <= (self.start_time or 0):
             raise UserError(f"--end-time {self.end_time:g}: must be after --start-time {self.start_time or 0:g}")
         if not self.audio and self.output_audio is not None:
@@ -386,6 +397,9 @@ LISTS: dict[str, type] = {
 CHOICES = {
     "dtype": DTYPES,
     "weights": WEIGHTS,
+    "quantize": QUANTIZE,
+    "quantize_text": QUANTIZE,
+    "group_size": GROUP_SIZES,
     "fit": FITS,
     "sampler": SAMPLERS,
     "cfg_rule": CFG_RULES,

@@ -80,8 +80,14 @@ def load_folder(
     Raises:
         UserError: as :func:`load_gemma`.
     """
-    quantization = metadata.get("quantization") or metadata.get("quantization_config")
-    load_weights(module, SafetensorsFolder(folder, quantization), keymap, dtype, formats=formats, own_axes=True)
+    load_weights(
+        module, SafetensorsFolder(folder, gemma_quantization(metadata)), keymap, dtype, formats=formats, own_axes=True
+    )
+
+
+def gemma_quantization(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """How a Gemma folder's weights were quantised, from its whole ``config.json``; None for plain weights."""
+    return metadata.get("quantization") or metadata.get("quantization_config")
 
 
 def read_gemma_config(folder: Path) -> tuple[GemmaConfig, dict[str, Any]]:

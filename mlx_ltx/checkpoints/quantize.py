@@ -112,7 +112,9 @@ GEMMA_RULES = (
 )
 
 
-def choose_formats(module: nn.Module, rules: tuple[Rule, ...], setting: Quantization) -> dict[str, WeightFormat]:
+def choose_formats(
+    module: nn.Module, rules: tuple[Rule, ...], setting: Quantization, flag: str = "--quantize"
+) -> dict[str, WeightFormat]:
     """The formats of the layers that ``setting`` quantises, by module path.
 
     A layer whose width is not a multiple of the group size stays plain (only very small models have such).
@@ -131,5 +133,5 @@ def choose_formats(module: nn.Module, rules: tuple[Rule, ...], setting: Quantiza
         if layer.weight.shape[1] % chosen.group_size == 0:
             formats[path] = chosen
     if not formats:
-        raise UserError(f"--quantize {setting.name}: this model has no layer that {setting.usual.group_size} divides")
+        raise UserError(f"{flag} {setting.name}: this model has no layer that {setting.usual.group_size} divides")
     return formats

@@ -72,6 +72,11 @@ def text_model_dtype(job: Job) -> mx.Dtype:
     return mx.float32 if job.dtype == mx.float32 else mx.bfloat16
 
 
+def load_text_model(job: Job) -> TextModel:
+    """The text model as the job holds it."""
+    return load_gemma(job.model.files.text_encoder, text_model_dtype(job), job.text_quantization)
+
+
 def enhance_phases(job: Job) -> list[Phase]:
     """The phase in which the prompts are rewritten, if that was asked for."""
     return [_phase(job)] if job.request.enhance_prompt else []
@@ -186,7 +191,7 @@ def _prompts(job: Job) -> dict[str, int]:
 
 def _enhance_all(job: Job) -> Generator[Event, None, tuple[TextModel, dict[str, str]]]:
     folder, dtype = job.model.files.text_encoder, text_model_dtype(job)
-    text_model = load_gemma(folder, dtype)
+    text_model = load_text_model(job)
     chat = load_chat(folder, text_model.tokenizer)
     image = None
     if job.request.images:

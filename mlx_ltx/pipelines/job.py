@@ -12,8 +12,9 @@ import mlx.core as mx
 from mlx_ltx.checkpoints.chat import check_chat
 from mlx_ltx.checkpoints.components import read_config
 from mlx_ltx.checkpoints.files import SafetensorsFile
-from mlx_ltx.checkpoints.gemma import check_text_width, read_gemma_config
+from mlx_ltx.checkpoints.gemma import check_text_width, gemma_quantization, read_gemma_config
 from mlx_ltx.checkpoints.packs import open_checkpoint
+from mlx_ltx.checkpoints.quantize import GEMMA_RULES, Quantization, choose_formats, transformer_rules
 from mlx_ltx.checkpoints.resolve import ModelFiles, resolve_model
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase
@@ -22,7 +23,8 @@ from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.exr import is_exr, openexr, read_exr
 from mlx_ltx.media.images import load_image
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
-from mlx_ltx.models.transformer import TransformerConfig
+from mlx_ltx.models.gemma import Gemma
+from mlx_ltx.models.transformer import Transformer, TransformerConfig
 from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
@@ -95,6 +97,16 @@ class Job:
     dtype: mx.Dtype
     cache: PromptCache | None = None
     embedded: Mapping[str, Embedded] = field(default_factory=dict)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """What the transformer's layers become while they are read; None leaves them as the checkpoint has them."""
+        return _quantization(self.request.quantize, self.request.group_size)
+
+    @property
+    def text_quantization(self) -> Quantization | None:
+        """Likewise of the text model."""
+        return _quantization(self.request.quantize_text, self.request.group_size)
 
     @property
     def curve(self) -> LogCurve:
@@ -231,6 +243,7 @@ def prepare(request: Request) -> Job:
     if request.output_exr is not None:
         openexr()
     job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
+    _check_quantization(job)
     if pipeline.check is not None:
         pipeline.check(job)
     return _with_kept_texts(job) if request.cache and "prompt" in pipeline.takes else job
@@ -241,7 +254,8 @@ def _with_kept_texts(job: Job) -> Job:
     folder, checkpoint = job.model.files.text_encoder, job.model.checkpoint.path
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".json")]
     weights = list(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else [checkpoint]
-    cache = PromptCache([file_identity(files), file_identity(weights), str(job.dtype)])
+    quantized = repr(job.text_quantization)
+    cache = PromptCache([file_identity(files), file_identity(weights), str(job.dtype), quantized])
     if job.request.enhance_prompt:
         return replace(job, cache=cache)
     found = {text: cache.get(text) for text in job.prompts}
@@ -406,6 +420,30 @@ def _guidance_fields(guidance: Guidance) -> dict[str, Any]:
 def _lasting_name(model: str | None) -> str | None:
     """A path that holds from any folder; anything else as it is."""
     return str(Path(model).absolute()) if model is not None and Path(model).exists() else model
+
+
+def _quantization(name: str, group_size: int | None) -> Quantization | None:
+    """The setting of that name; the group size is only for the kinds that have a choice of it."""
+    if name in ("auto", "none"):
+        return None
+    return Quantization.parse(name, group_size if name.startswith("q") else None)
+
+
+def _check_quantization(job: Job) -> None:
+    """Nothing is quantised twice, and there is something to quantise."""
+    request, files = job.request, job.model.files
+    if job.quantization is not None:
+        if job.model.checkpoint.quantization is not None:
+            raise UserError(f"--quantize {request.quantize}: {files.name} is quantised already; leave it out")
+        transformer = Transformer(job.model.transformer)
+        choose_formats(transformer, transformer_rules(job.model.transformer.layers), job.quantization)
+    if job.text_quantization is not None:
+        gemma, metadata = read_gemma_config(files.text_encoder)
+        if gemma_quantization(metadata) is not None:
+            raise UserError(
+                f"--quantize-text {request.quantize_text}: {files.text_encoder.name} is quantised already; leave it out"
+            )
+        choose_formats(Gemma(gemma), GEMMA_RULES, job.text_quantization, "--quantize-text")
 
 
 def _dtype(name: str) -> mx.Dtype:

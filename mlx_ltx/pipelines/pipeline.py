@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from mlx_ltx.sampling.geometry import ClipShape
 
 # Fields of a request that belong together. What a pipeline does not take must be left at its default.
-EVERYWHERE = frozenset({"model", "pipeline", "dtype", "weights", "force"})
+EVERYWHERE = frozenset({"model", "pipeline", "dtype", "force"})
+TRANSFORMER = frozenset({"weights", "quantize", "group_size"})
 PICTURE_FILES = frozenset({"output", "contact_sheet"})
 SOUND_FILES = frozenset({"output_audio"})
 PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt", "cache"})
+PROMPT |= TRANSFORMER | {"quantize_text"}  # whoever reads a prompt denoises
 SIZE = frozenset({"width", "height"})
 LENGTH = frozenset({"num_frames", "duration", "fps"})
 SEGMENTS = frozenset({"segments"})

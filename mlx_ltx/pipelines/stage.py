@@ -102,7 +102,8 @@ def _load(job: Job) -> Generator[Event, None, LoraSwitch]:
 
 
 def _lazy_transformer(job: Job) -> Transformer:
-    return load_transformer(job.model.checkpoint, job.dtype, video=job.pipeline.makes_picture, audio=job.sound)
+    picture, kind = job.pipeline.makes_picture, job.quantization
+    return load_transformer(job.model.checkpoint, job.dtype, video=picture, audio=job.sound, quantization=kind)
 
 
 def change_loras(run: Run, switch: LoraSwitch) -> Generator[Event, None, None]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlx_ltx.checkpoints.components import load_connectors, load_text_features
-from mlx_ltx.checkpoints.gemma import TextModel, load_gemma, read_gemma_config
+from mlx_ltx.checkpoints.gemma import TextModel, read_gemma_config
 from mlx_ltx.events import Event, Phase, Progress, Warned
 from mlx_ltx.models.text_encoder import PromptStates, embed_prompt, read_prompt
-from mlx_ltx.pipelines.enhance import enhance_phases, enhance_prompts, text_model_dtype
+from mlx_ltx.pipelines.enhance import enhance_phases, enhance_prompts, load_text_model
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.prompt_cache import Embedded
 from mlx_ltx.pipelines.run import Run, Shot
@@ -87,7 +87,7 @@ class _Read(NamedTuple):
 
 def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[_Read]]:
     """``loaded``: the text model if it is in memory already; it is taken, so that it is free again afterwards."""
-    model, tokenizer = loaded.pop() if loaded else load_gemma(job.model.files.text_encoder, text_model_dtype(job))
+    model, tokenizer = loaded.pop() if loaded else load_text_model(job)
     results = []
     for index, prompt in enumerate(job.unread):
         tokens = tokenizer(prompt)

@@ -165,8 +165,7 @@ def test_a_clip_is_made_from_the_enhanced_prompt_and_replays_without_enhancing(
         loads.append(weakref.ref(loaded.model))
         return loaded
 
-    for module in ("mlx_ltx.pipelines.enhance", "mlx_ltx.pipelines.text"):
-        monkeypatch.setattr(f"{module}.load_gemma", load)
+    monkeypatch.setattr(enhancing, "load_gemma", load)
     events = []
     for event in prepare(a_request(instruct_gemma, tmp_path / "a.mp4", enhance_prompt=True)).run():
         if isinstance(event, PhaseStarted) and event.phase.name == "embed-text":

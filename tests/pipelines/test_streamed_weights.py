@@ -80,7 +80,8 @@ def test_streamed_weights_take_less_memory_while_denoising(tmp_path):
 
 
 def test_the_plan_says_that_weights_are_streamed(tmp_path):
-    (plan,) = (event for event in run(tmp_path, "streamed", pipeline="one-stage", steps=2) if isinstance(event, Planned))
+    events = run(tmp_path, "streamed", pipeline="one-stage", steps=2)
+    (plan,) = (event for event in events if isinstance(event, Planned))
     assert any("streamed from disk" in phase.title for phase in plan.phases)
 
 
