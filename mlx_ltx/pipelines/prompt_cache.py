@@ -52,13 +52,13 @@ class Embedded:
     def context(self) -> TextContext:
         """As arrays; to be called on the thread that works with them."""
         dtype = DTYPES[self.dtype]
-        return TextContext(*(mx.array(values).view(dtype) for values in (self.video, self.audio)))
+        return TextContext(mx.array(self.video).view(dtype), mx.array(self.audio).view(dtype))
 
     @classmethod
     def of(cls, context: TextContext) -> Embedded:
         dtype = next(name for name, kind in DTYPES.items() if kind == context.video.dtype)
         word = mx.uint32 if context.video.dtype.size == 4 else mx.uint16
-        return cls(*(np.array(values.view(word)) for values in context[:2]), dtype)
+        return cls(np.array(context.video.view(word)), np.array(context.audio.view(word)), dtype)
 
     def to_bytes(self) -> bytes:
         header = {"dtype": self.dtype, "video": self.video.shape, "audio": self.audio.shape}

@@ -10,7 +10,6 @@ import pytest
 import mlx_ltx
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import FileWritten, MemorySeen, Planned
-from mlx_ltx.pipelines import text
 from mlx_ltx.pipelines.job import prepare
 from mlx_ltx.pipelines.prompt_cache import Embedded, PromptCache, cache_folder
 from mlx_ltx.sampling.denoise import TextContext
@@ -109,7 +108,7 @@ def test_a_known_prompt_does_not_load_the_text_model(tmp_path, monkeypatch):
     def refuse(*args, **settings):
         raise AssertionError("the text model was loaded")
 
-    monkeypatch.setattr(text, "load_gemma", refuse)
+    monkeypatch.setattr("mlx_ltx.checkpoints.gemma.load_folder", refuse)
     again = list(mlx_ltx.stream(request(tmp_path, seed=1, output_audio=tmp_path / "again.wav")))
     assert isinstance(again[0], Planned)
     names = [phase.name for phase in again[0].phases]

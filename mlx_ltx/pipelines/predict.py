@@ -1,0 +1,404 @@
+"""From a job to its memory plan: every phase's peak, from file headers and configs, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx.checkpoints import keymaps
+from mlx_ltx.checkpoints.components import left_out, read_config
+from mlx_ltx.checkpoints.files import SafetensorsFile, SafetensorsFolder
+from mlx_ltx.checkpoints.gemma import GEMMA, read_gemma_config
+from mlx_ltx.checkpoints.keymaps import KeyMap
+from mlx_ltx.checkpoints.lora import Lora
+from mlx_ltx.checkpoints.quantize import GEMMA_RULES, choose_formats, transformer_rules
+from mlx_ltx.checkpoints.tokenizer import LENGTH, load_tokenizer
+from mlx_ltx.errors import UserError
+from mlx_ltx.events import Phase
+from mlx_ltx.memory import networks
+from mlx_ltx.memory.machine import total_memory
+from mlx_ltx.memory.networks import Picture, Tokens, Weights, module_bytes, weights
+from mlx_ltx.memory.plan import PhasePlan, Plan, advise
+from mlx_ltx.models.connectors import TextConnectors
+from mlx_ltx.models.gemma import Gemma, GemmaConfig
+from mlx_ltx.models.text_features import ROWS_AT_ONCE
+from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.upsampler import UpsamplerConfig
+from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder
+from mlx_ltx.models.video_vae_blocks import Conditions
+from mlx_ltx.models.vocoder import CHUNK_FRAMES
+from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
+from mlx_ltx.pipelines.images import ENCODE
+from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.output import PICTURE
+from mlx_ltx.pipelines.output import SOUND as DECODE_SOUND
+from mlx_ltx.pipelines.references import REFERENCES, reference_scale
+from mlx_ltx.pipelines.sources import SOUND, VIDEO
+from mlx_ltx.pipelines.stage import CHANGE, LOAD, UPSAMPLE, streams_weights
+from mlx_ltx.pipelines.text import EMBED, READ
+from mlx_ltx.pipelines.two_stages import DENOISE, REFINE
+from mlx_ltx.sampling.geometry import ClipShape
+
+DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
+STREAMED_BLOCKS = 2  # one that computes, and one that is read meanwhile
+TEXTS, TRANSFORMER, LATENTS = "text embeddings", "transformer", "latents"
+SOUND_DECODER, PICTURE_DECODER = "sound decoder", "picture decoder"
+
+
+def make_plan(job: Job, memory: int | None = None) -> Plan:
+    """Predict every phase of a job; no weights are read.
+
+    Args:
+        memory: bytes of the machine; None asks it.
+    """
+    memory = total_memory() if memory is None else memory
+    high, low = _random_key()
+    try:
+        plan = _plan(job, memory)
+        return plan if plan.fits else replace(plan, advice=advise(plan, _ways(job, memory)))
+    finally:
+        mx.random.seed(high << 32 | low)  # new layers, which nobody evaluates, have drawn first weights
+
+
+def _random_key() -> tuple[int, int]:
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    return high, low
+
+
+def _plan(job: Job, memory: int) -> Plan:
+    predictor = _Predictor(job)
+    return Plan(tuple(predictor.phase(phase) for phase in job.phases()), memory)
+
+
+def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
+    """Changes of the request that take less, with their plans."""
+    ways = []
+    if "quantize" in job.pipeline.takes and job.quantization is None and job.model.checkpoint.quantization is None:
+        for kind in ("q8", "q4"):
+            smaller = replace(job, request=replace(job.request, quantize=kind, quantize_text=kind))
+            with suppress(UserError):  # layers too narrow for it
+                ways.append((f"--quantize {kind} --quantize-text {kind}", _plan(smaller, memory)))
+    if "weights" in job.pipeline.takes and not streams_weights(job):
+        streamed = replace(job, request=replace(job.request, weights="streamed"))
+        ways.append(("--weights streamed", _plan(streamed, memory)))
+    if job.pipeline.clip is None and job.pipeline.makes_picture:
+        vae = job.model.video_vae
+        multiple = vae.space_scale * (2 if job.pipeline.two_stage else 1)
+        for part in (0.75, 0.5):
+            size = [
+                max(multiple, int(side * part) // multiple * multiple) for side in (job.clip.width, job.clip.height)
+            ]
+            made_smaller = replace(job, clip=replace(job.clip, width=size[0], height=size[1]))
+            ways.append((f"--width {size[0]} --height {size[1]}", _plan(made_smaller, memory)))
+        frames = max(1, (job.clip.frames - 1) // 2 // vae.time_scale * vae.time_scale + 1)
+        shorter = replace(job, clip=replace(job.clip, frames=frames))
+        ways.append((f"--num-frames {frames}", _plan(shorter, memory)))
+    return ways
+
+
+class Need(NamedTuple):
+    """What a phase takes beside what is in memory already.
+
+    Attributes:
+        peak: at the most.
+        works_in, chunking: see :class:`PhasePlan`.
+    """
+
+    peak: int
+    works_in: str
+    chunking: str
+
+
+class _Predictor:
+    """Goes through a job's phases in order and remembers what stays in memory."""
+
+    def __init__(self, job: Job):
+        self.job, self.config = job, job.model.checkpoint.config
+        self.dtype = job.dtype
+        self.resident: dict[str, int] = {}
+        held = [job.quantization.name] if job.quantization is not None else []
+        held += ["as packed"] if job.model.checkpoint.quantization is not None else []
+        self.transformer_kind = ", ".join([DTYPES[job.dtype], *held])
+        held = [job.text_quantization.name] if job.text_quantization is not None else []
+        self.text_kind = ", ".join([DTYPES[text_model_dtype(job)], *held])
+        self.names = [phase.name for phase in job.phases()]
+        self.needs: dict[str, Callable[[], Need]] = {
+            ENHANCE: self.enhance,
+            READ: self.read,
+            EMBED: self.embed,
+            ENCODE: lambda: self.encode(self.job.clip, 1),
+            VIDEO: lambda: self.encode(self.job.clip, self.job.clip.frames),
+            REFERENCES: self.references,
+            SOUND: self.encode_sound,
+            LOAD: self.load,
+            CHANGE: self.change,
+            DENOISE: lambda: self.denoise(self.job.clip.halved() if REFINE in self.names else self.job.clip, True),
+            REFINE: lambda: self.denoise(self.job.clip, False),
+            UPSAMPLE: self.upsample,
+            DECODE_SOUND: self.decode_sound,
+            PICTURE: self.decode_picture,
+        }
+
+    def phase(self, phase: Phase) -> PhasePlan:
+        self.begin(phase.name)
+        resident = dict(self.resident)
+        need = self.needs[phase.name]()
+        own = {DECODE_SOUND: SOUND_DECODER, PICTURE: PICTURE_DECODER}.get(phase.name, "")
+        peak = sum(resident.values()) - resident.get(own, 0) + need.peak  # a decoder is loaded for the first clip only
+        self.end(phase.name)
+        return PhasePlan(phase.name, phase.title, resident, need.works_in, need.chunking, peak)
+
+    def begin(self, name: str) -> None:
+        """What was freed before the phase."""
+        if name in (DECODE_SOUND, PICTURE):
+            self.resident.pop(TRANSFORMER, None)
+            self.resident[LATENTS] = self.latents(self.job.clip)
+
+    def end(self, name: str) -> None:
+        """What the phase leaves in memory."""
+        if name == READ:
+            self.resident[TEXTS] = sum(
+                networks.states_bytes(self.gemma, tokens, self.text_dtype) for tokens in self.tokens
+            )
+        elif name == EMBED:
+            self.resident[TEXTS] = len(self.job.prompts) * self.text_bytes
+        elif name in (LOAD, CHANGE):
+            self.resident[TRANSFORMER] = self.transformer_bytes
+        elif name in (DENOISE, UPSAMPLE, REFINE):
+            self.resident[LATENTS] = self.latents(self.job.clip)
+        elif name == DECODE_SOUND:
+            self.resident[SOUND_DECODER] = self.audio_decoder.total + self.vocoder.total
+        elif name == PICTURE:
+            self.resident[PICTURE_DECODER] = self.video_decoder.total
+
+    # Weights, from headers
+
+    def weights(self, keymap: KeyMap, dtype: mx.Dtype | None = None, file: SafetensorsFile | None = None) -> Weights:
+        file = self.job.model.checkpoint if file is None else file
+        keys = keymap.select(file.tensors)
+        return weights(((path, file.tensors[key]) for path, key in keys.items()), dtype or self.dtype)
+
+    @cached_property
+    def audio_decoder(self) -> Weights:
+        return self.weights(keymaps.AUDIO_DECODER)
+
+    @cached_property
+    def vocoder(self) -> Weights:
+        return self.weights(keymaps.VOCODER, mx.float32)
+
+    @cached_property
+    def video_decoder(self) -> Weights:
+        return self.weights(keymaps.VIDEO_DECODER, mx.float32 if self.job.request.hdr is not None else self.dtype)
+
+    @cached_property
+    def gemma_weights(self) -> Weights:
+        folder = SafetensorsFolder(self.job.model.files.text_encoder)
+        keys, formats = GEMMA.select(folder.tensors), None
+        if self.job.text_quantization is not None:
+            formats = choose_formats(Gemma(self.gemma), GEMMA_RULES, self.job.text_quantization)
+        return weights(((path, folder.tensors[key]) for path, key in keys.items()), self.text_dtype, formats)
+
+    @cached_property
+    def blocks(self) -> tuple[Weights, Weights]:
+        """The transformer's blocks, and what is around them."""
+        file, skipped = self.job.model.checkpoint, networks.patterns(left_out(self.transformer))
+        keys = keymaps.TRANSFORMER.select(file.tensors)
+        tensors = [(path, file.tensors[key]) for path, key in keys.items() if not skipped(path)]
+        inside = [pair for pair in tensors if pair[0].startswith("blocks.")]
+        around = [pair for pair in tensors if not pair[0].startswith("blocks.")]
+        formats = None
+        if self.job.quantization is not None:
+            rules = transformer_rules(self.transformer.layers)
+            formats = choose_formats(Transformer(self.transformer), rules, self.job.quantization)
+        return weights(inside, self.dtype, formats), weights(around, self.dtype)
+
+    @cached_property
+    def transformer(self) -> TransformerConfig:
+        job = self.job
+        return read_config(
+            job.model.checkpoint,
+            lambda values: TransformerConfig.from_metadata(values, video=job.pipeline.makes_picture, audio=job.sound),
+        )
+
+    @property
+    def transformer_bytes(self) -> int:
+        """What is resident; streamed blocks are not."""
+        blocks, around = self.blocks
+        return around.total + (0 if streams_weights(self.job) else blocks.total)
+
+    # Text
+
+    @cached_property
+    def gemma(self) -> GemmaConfig:
+        return read_gemma_config(self.job.model.files.text_encoder)[0]
+
+    @property
+    def text_dtype(self) -> mx.Dtype:
+        return text_model_dtype(self.job)
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Of every text; of one that is yet to be written, as many as may be."""
+        if self.job.request.enhance_prompt:
+            return [LIMIT] * len(self.job.prompts)
+        folder = self.job.model.files.text_encoder
+        tokenizer = load_tokenizer(folder, read_gemma_config(folder)[1])
+        return [int(np.array(tokenizer(prompt).mask).sum()) for prompt in self.job.prompts]
+
+    @cached_property
+    def connectors(self) -> TextConnectors:
+        return read_config(self.job.model.checkpoint, TextConnectors.from_metadata)
+
+    @property
+    def text_bytes(self) -> int:
+        """One embedded text."""
+        dims = self.connectors.video.config.dim + self.connectors.audio.config.dim
+        return LENGTH * dims * self.dtype.size
+
+    def enhance(self) -> Need:
+        layer = networks.reading_work(self.gemma, LENGTH, self.text_dtype)
+        return Need(self.gemma_weights.total + layer, self.text_kind, "layers, tokens")
+
+    def read(self) -> Need:
+        states = sum(networks.states_bytes(self.gemma, tokens, self.text_dtype) for tokens in self.tokens)
+        layer = networks.reading_work(self.gemma, max(self.tokens), self.text_dtype)
+        peak = self.gemma_weights.total + self.gemma_weights.reading + states + layer
+        return Need(peak, self.text_kind, "layers")
+
+    def embed(self) -> Need:
+        gemma, tokens = self.gemma, max(self.tokens)
+        features, connectors = self.weights(keymaps.TEXT_PROJECTION), self.weights(keymaps.CONNECTORS)
+        wide = 4 * tokens * gemma.hidden_size * gemma.hidden_states
+        rows = 0 if self.dtype == mx.float32 else 4 * ROWS_AT_ONCE * gemma.hidden_size * gemma.hidden_states
+        peak = features.total + features.reading + max(2 * wide, wide + rows)
+        done = 0
+        for connector in (self.connectors.video, self.connectors.audio):
+            done += module_bytes(connector) * self.dtype.size // 4
+            reading = connectors.reading
+            work = networks.connector_work(connector, LENGTH, self.dtype)
+            peak = max(peak, features.total + done + reading + work)
+        others = (len(self.job.prompts) - 1) * self.text_bytes
+        return Need(peak + others, DTYPES[self.dtype], "blocks")
+
+    # Encoding
+
+    def encode(self, clip: ClipShape, frames: int) -> Need:
+        encoder = VideoEncoder(self.job.model.video_vae)
+        stages = [stage for chain in encoder.chains() for stage in chain]
+        size = self.job.model.video_vae.patch_size
+        given = Picture(clip.height // size, clip.width // size, 3 * size**2)
+        pixels = frames * clip.height * clip.width * 3
+        own = self.weights(keymaps.VIDEO_ENCODER)
+        work = networks.streaming_work(stages, given, frames, self.dtype)
+        return Need(own.total + work + pixels * (1 + 2 * 4 + self.dtype.size), DTYPES[self.dtype], "frames, rows")
+
+    def references(self) -> Need:
+        scale, clip = reference_scale(self.job), self.job.clip
+        frames = (clip.frames - 1) // scale.time + 1
+        small = ClipShape(frames, clip.height // scale.size, clip.width // scale.size, clip.fps)
+        return self.encode(small, frames)
+
+    def encode_sound(self) -> Need:
+        config = self.job.model.audio_vae
+        own = self.weights(keymaps.AUDIO_ENCODER)
+        seconds = self.job.clip.duration
+        mel = math.ceil(seconds * config.sampling_rate / config.hop_length) + 4
+        samples = round(seconds * config.sampling_rate)
+        spectrum = 4 * 2 * mel * (config.n_fft + 3 * (config.n_fft // 2 + 1)) + 3 * 8 * samples
+        encoding = networks.audio_encoding_work(config, mel, self.dtype)
+        return Need(max(spectrum, own.total + own.reading + encoding), DTYPES[self.dtype], "-")
+
+    # Denoising
+
+    def load(self) -> Need:
+        blocks, around = self.blocks
+        if streams_weights(self.job):
+            return Need(around.total + around.reading, self.transformer_kind, "-")
+        reading = max(blocks.reading, around.reading) + self.fusing(self.job.loras.first)
+        return Need(blocks.total + around.total + reading, self.transformer_kind, "blocks")
+
+    def change(self) -> Need:
+        blocks, _ = self.blocks
+        one = blocks.total // self.job.model.transformer.layers
+        return Need(one + blocks.reading + self.fusing(self.job.loras.second), self.transformer_kind, "blocks")
+
+    def fusing(self, loras: Sequence[Lora]) -> int:
+        """What a block's changes take beside its weights: their products, and the low-rank factors."""
+        if not loras:
+            return 0
+        one = self.blocks[0].total // self.job.model.transformer.layers
+        factors = sum(info.size * 4 for lora in loras for info in lora.file.file.tensors.values())
+        return 2 * one + factors // self.job.model.transformer.layers
+
+    def denoise(self, clip: ClipShape, guided: bool) -> Need:
+        job, grids = self.job, self.job.grids(clip)
+        video = audio = None
+        if grids.video is not None:
+            video = Tokens(grids.video.tokens, *self.given_tokens(clip))
+        if grids.audio is not None:
+            audio = Tokens(grids.audio.frames)
+        passes = len(job.guidance.passes()) if job.guidance is not None and guided else 1
+        segments = max(1, len(job.request.segments))
+        work = networks.denoising_work(self.transformer, video, audio, segments * LENGTH, passes, self.dtype)
+        streamed = 0
+        if streams_weights(job):
+            streamed = STREAMED_BLOCKS * self.blocks[0].total // job.model.transformer.layers + self.blocks[0].reading
+        chunking = "blocks, streamed" if streams_weights(job) else "blocks"
+        return Need(work + streamed, self.transformer_kind, chunking)
+
+    def given_tokens(self, clip: ClipShape) -> tuple[int, bool]:
+        return 1, False
+
+    def latents(self, clip: ClipShape) -> int:
+        grids = self.job.grids(clip)
+        video = grids.video.tokens * grids.video.channels if grids.video else 0
+        audio = grids.audio.frames * grids.audio.bins * grids.audio.channels if grids.audio else 0
+        return 4 * (video + audio) * len(self.job.shots)
+
+    def upsample(self) -> Need:
+        path = self.job.model.files.spatial_upsampler
+        assert path is not None
+        file = SafetensorsFile(path)
+        config = read_config(file, UpsamplerConfig.from_metadata)
+        own = self.weights(keymaps.UPSAMPLER, file=file)
+        grid = self.job.grids(self.job.clip.halved()).video
+        assert grid is not None
+        work = networks.upsampling_work(config, grid, self.dtype)
+        return Need(own.total + own.reading + work, DTYPES[self.dtype], "-")
+
+    # Decoding
+
+    def decode_sound(self) -> Need:
+        config = self.job.model
+        grid = self.job.grids(self.job.clip).audio
+        assert grid is not None
+        mel = 4 * grid.frames - 3
+        decoding = self.audio_decoder.total + networks.audio_decoding_work(config.audio_vae, grid, self.dtype)
+        vocoding = self.audio_decoder.total + self.vocoder.total + networks.vocoding_work(config.vocoder, mel)
+        seconds = CHUNK_FRAMES * config.audio_vae.hop_length / config.audio_vae.sampling_rate
+        return Need(max(decoding, vocoding), "float32", f"{seconds:g} s")
+
+    def decode_picture(self) -> Need:
+        job, vae = self.job, self.job.model.video_vae
+        dtype = mx.float32 if job.request.hdr is not None else self.dtype
+        decoder = VideoDecoder(vae)
+        timed = mx.zeros(1) if vae.timestep_conditioning else None
+        stages = [stage for chain in decoder.chains(Conditions(vae.causal_decoder, timed)) for stage in chain]
+        grid = job.grids(job.clip).video
+        assert grid is not None
+        given = Picture(grid.height, grid.width, grid.channels)
+        work = networks.streaming_work(stages, given, grid.frames, dtype)
+        # frames go out as float32
+        return Need(
+            self.video_decoder.total + work + 2 * 4 * 3 * job.clip.height * job.clip.width,
+            DTYPES[dtype],
+            "frames, rows",
+        )
