@@ -34,6 +34,7 @@ from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder
 from mlx_ltx.models.video_vae_blocks import Conditions
 from mlx_ltx.models.vocoder import CHUNK_FRAMES
+from mlx_ltx.pipelines import upscale
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
 from mlx_ltx.pipelines.images import ENCODE
 from mlx_ltx.pipelines.job import Job
@@ -104,6 +105,17 @@ def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
     return ways
 
 
+def _on_grid(job: Job) -> ClipShape:
+    """The clip as the networks see it: of a given clip's size, the next larger one that latents can have."""
+    clip, vae = job.clip, job.model.video_vae
+    return ClipShape(
+        math.ceil((clip.frames - 1) / vae.time_scale) * vae.time_scale + 1,
+        math.ceil(clip.height / vae.space_scale) * vae.space_scale,
+        math.ceil(clip.width / vae.space_scale) * vae.space_scale,
+        clip.fps,
+    )
+
+
 class Need(NamedTuple):
     """What a phase takes beside what is in memory already.
 
@@ -123,6 +135,7 @@ class _Predictor:
     def __init__(self, job: Job):
         self.job, self.config = job, job.model.checkpoint.config
         self.dtype = job.dtype
+        self.clip = _on_grid(job)
         self.resident: dict[str, int] = {}
         held = [job.quantization.name] if job.quantization is not None else []
         held += ["as packed"] if job.model.checkpoint.quantization is not None else []
@@ -134,14 +147,14 @@ class _Predictor:
             ENHANCE: self.enhance,
             READ: self.read,
             EMBED: self.embed,
-            ENCODE: lambda: self.encode(self.job.clip, 1),
-            VIDEO: lambda: self.encode(self.job.clip, self.job.clip.frames),
+            ENCODE: lambda: self.encode(self.clip, 1),
+            VIDEO: lambda: self.encode(self.clip, self.clip.frames),
             REFERENCES: self.references,
             SOUND: self.encode_sound,
             LOAD: self.load,
             CHANGE: self.change,
-            DENOISE: lambda: self.denoise(self.job.clip.halved() if REFINE in self.names else self.job.clip, True),
-            REFINE: lambda: self.denoise(self.job.clip, False),
+            DENOISE: lambda: self.denoise(self.clip.halved() if REFINE in self.names else self.clip, True),
+            REFINE: lambda: self.denoise(self.clip, False),
             UPSAMPLE: self.upsample,
             DECODE_SOUND: self.decode_sound,
             PICTURE: self.decode_picture,
@@ -160,7 +173,7 @@ class _Predictor:
         """What was freed before the phase."""
         if name in (DECODE_SOUND, PICTURE):
             self.resident.pop(TRANSFORMER, None)
-            self.resident[LATENTS] = self.latents(self.job.clip)
+            self.resident[LATENTS] = self.latents(self.clip)
 
     def end(self, name: str) -> None:
         """What the phase leaves in memory."""
@@ -173,7 +186,7 @@ class _Predictor:
         elif name in (LOAD, CHANGE):
             self.resident[TRANSFORMER] = self.transformer_bytes
         elif name in (DENOISE, UPSAMPLE, REFINE):
-            self.resident[LATENTS] = self.latents(self.job.clip)
+            self.resident[LATENTS] = self.latents(self.clip)
         elif name == DECODE_SOUND:
             self.resident[SOUND_DECODER] = self.audio_decoder.total + self.vocoder.total
         elif name == PICTURE:
@@ -301,7 +314,7 @@ class _Predictor:
         return Need(own.total + work + pixels * (1 + 2 * 4 + self.dtype.size), DTYPES[self.dtype], "frames, rows")
 
     def references(self) -> Need:
-        scale, clip = reference_scale(self.job), self.job.clip
+        scale, clip = reference_scale(self.job), self.clip
         frames = (clip.frames - 1) // scale.time + 1
         small = ClipShape(frames, clip.height // scale.size, clip.width // scale.size, clip.fps)
         return self.encode(small, frames)
@@ -309,7 +322,7 @@ class _Predictor:
     def encode_sound(self) -> Need:
         config = self.job.model.audio_vae
         own = self.weights(keymaps.AUDIO_ENCODER)
-        seconds = self.job.clip.duration
+        seconds = self.clip.duration
         mel = math.ceil(seconds * config.sampling_rate / config.hop_length) + 4
         samples = round(seconds * config.sampling_rate)
         spectrum = 4 * 2 * mel * (config.n_fft + 3 * (config.n_fft // 2 + 1)) + 3 * 8 * samples
@@ -364,12 +377,16 @@ class _Predictor:
         return 4 * (video + audio) * len(self.job.shots)
 
     def upsample(self) -> Need:
-        path = self.job.model.files.spatial_upsampler
-        assert path is not None
-        file = SafetensorsFile(path)
+        request, model = self.job.request, self.job.model
+        if self.job.pipeline is upscale.PIPELINE:
+            file = upscale.upsampler_file(request, model)
+            given = upscale.canvas(upscale.source_of(request), model)
+        else:
+            assert model.files.spatial_upsampler is not None
+            file, given = SafetensorsFile(model.files.spatial_upsampler), self.clip.halved()
         config = read_config(file, UpsamplerConfig.from_metadata)
         own = self.weights(keymaps.UPSAMPLER, file=file)
-        grid = self.job.grids(self.job.clip.halved()).video
+        grid = self.job.grids(given).video
         assert grid is not None
         work = networks.upsampling_work(config, grid, self.dtype)
         return Need(own.total + own.reading + work, DTYPES[self.dtype], "-")
@@ -378,7 +395,7 @@ class _Predictor:
 
     def decode_sound(self) -> Need:
         config = self.job.model
-        grid = self.job.grids(self.job.clip).audio
+        grid = self.job.grids(self.clip).audio
         assert grid is not None
         mel = 4 * grid.frames - 3
         decoding = self.audio_decoder.total + networks.audio_decoding_work(config.audio_vae, grid, self.dtype)
@@ -392,13 +409,13 @@ class _Predictor:
         decoder = VideoDecoder(vae)
         timed = mx.zeros(1) if vae.timestep_conditioning else None
         stages = [stage for chain in decoder.chains(Conditions(vae.causal_decoder, timed)) for stage in chain]
-        grid = job.grids(job.clip).video
+        grid = job.grids(self.clip).video
         assert grid is not None
         given = Picture(grid.height, grid.width, grid.channels)
         work = networks.streaming_work(stages, given, grid.frames, dtype)
         # frames go out as float32
         return Need(
-            self.video_decoder.total + work + 2 * 4 * 3 * job.clip.height * job.clip.width,
+            self.video_decoder.total + work + 2 * 4 * 3 * self.clip.height * self.clip.width,
             DTYPES[dtype],
             "frames, rows",
         )
