@@ -315,6 +315,9 @@ def _add_reports(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", action="store_true", help="events as JSON lines on standard output")
     group.add_argument("--quiet", "-q", action="store_true", help="nothing but errors")
     group.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    group.add_argument(
+        "--assume-memory", metavar="SIZE", help="with --dry-run: plan for a machine with so much memory, such as 16GB"
+    )
     group.add_argument("--enhance-only", action="store_true", help="print the rewritten prompt, and stop")
     group.add_argument("--capabilities", action="store_true", help="print what each pipeline takes as JSON, and stop")
     group.add_argument("--show", type=Path, metavar="FILE.mp4", help="print the settings that made a clip, and stop")
@@ -446,11 +449,27 @@ def show(path: Path, as_json: bool) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def dry_run(request: Request, as_json: bool) -> None:
-    """Print what a request would do."""
-    from mlx_ltx.pipelines.job import prepare
+def dry_run(request: Request, as_json: bool, memory: int | None = None) -> None:
+    """Print what a request would do, and what it would take of a machine with so much memory (None: this one).
 
-    description = prepare(_with_output(request)).describe()
+    A model that is not here yet is described by what there is to download.
+    """
+    from mlx_ltx.checkpoints.offer import commands
+    from mlx_ltx.checkpoints.resolve import MissingFiles
+    from mlx_ltx.pipelines.job import prepare
+    from mlx_ltx.pipelines.predict import make_plan
+
+    try:
+        job = prepare(_with_output(request))
+    except MissingFiles as missing:
+        if as_json:
+            print(json.dumps({"download": missing.plan.to_json()}, ensure_ascii=False))
+        else:
+            print(missing.plan.summary())
+            print(commands(missing.plan))
+        return
+    plan = make_plan(job, memory)
+    description = {**job.describe(), "plan": plan.to_json()}
     if as_json:
         print(json.dumps(description, ensure_ascii=False))
         return
@@ -471,6 +490,9 @@ def dry_run(request: Request, as_json: bool) -> None:
     for number, phase in enumerate(description["phases"], 1):
         count = f" ({phase['total']} {phase['unit']})" if phase["total"] else ""
         print(f"{number}. {phase['title']}{count}")
+    print(*plan.table(), sep="\n")
+    if not plan.fits:
+        print(f"does not fit: {plan.complaint}")
 
 
 def _with_output(request: Request) -> Request:
@@ -483,6 +505,12 @@ def _with_output(request: Request) -> Request:
     if pipeline is None or pipeline.makes_picture:
         return request.with_changes(output=Path("clip.mp4"), force=True)
     return request.with_changes(output_audio=Path("sound.wav"), force=True)
+
+
+def _assumed_memory(given: dict[str, Any]) -> int | None:
+    from mlx_ltx.memory.plan import parse_size
+
+    return parse_size(given["assume_memory"]) if "assume_memory" in given else None
 
 
 def generate(request: Request, screen: display.Display) -> None:
@@ -521,8 +549,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     request = read_request(arguments)
     if given.get("dry_run"):
-        dry_run(request, as_json)
+        dry_run(request, as_json, _assumed_memory(given))
         return
+    if "assume_memory" in given:
+        raise UserError("--assume-memory goes with --dry-run")
     from mlx_ltx.checkpoints.offer import with_model
 
     if given.get("enhance_only"):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from huggingface_hub import (
     HfApi,
@@ -88,6 +88,21 @@ class DownloadPlan:
     def size(self) -> str:
         """The bytes still to fetch, as a user reads them: "~61.4 GB"."""
         return ("~" if self.approximate else "") + format_bytes(self.remaining_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        parts = [
+            {
+                "repo": part.repo,
+                "file": part.name if isinstance(part, RemoteFile) else None,
+                "bytes": part.nbytes,
+                "approximate": part.approximate,
+                "here": cached,
+            }
+            for part, cached in zip(self.parts, self.cached, strict=True)
+        ]
+        sizes = {"remaining_bytes": self.remaining_bytes, "approximate": self.approximate}
+        return {"title": self.title, "parts": parts, **sizes, "folder": str(self.folder)}
 
     def summary(self) -> str:
         """The plan in a few lines: each part with its size, the sum, where it goes, and the licences."""

@@ -17,11 +17,13 @@ from mlx_ltx.checkpoints.packs import open_checkpoint
 from mlx_ltx.checkpoints.quantize import GEMMA_RULES, Quantization, choose_formats, transformer_rules
 from mlx_ltx.checkpoints.resolve import ModelFiles, resolve_model
 from mlx_ltx.errors import UserError
-from mlx_ltx.events import Event, Phase
+from mlx_ltx.events import Event, Phase, Warned
 from mlx_ltx.media.atomic import check_output, check_output_folder
 from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.exr import is_exr, openexr, read_exr
 from mlx_ltx.media.images import load_image
+from mlx_ltx.memory.limits import memory_limits
+from mlx_ltx.memory.plan import Plan
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.gemma import Gemma
 from mlx_ltx.models.transformer import Transformer, TransformerConfig
@@ -140,8 +142,24 @@ class Job:
         return self.pipeline.phases(self)
 
     def run(self) -> Iterator[Event]:
-        """Make the clips; the last event is :class:`mlx_ltx.events.Finished`."""
-        yield (yield from self.pipeline.run(self))
+        """Make the clips; the last event is :class:`mlx_ltx.events.Finished`.
+
+        Raises:
+            UserError: before the first event, if the job needs more memory than the machine has.
+        """
+        from mlx_ltx.pipelines.predict import make_plan  # which knows all parts of recipes, and they know jobs
+
+        plan = make_plan(self)
+        plan.check()
+        return self._run(plan)
+
+    def _run(self, plan: Plan) -> Iterator[Event]:
+        with memory_limits(plan):
+            events = self.pipeline.run(self)
+            yield next(events)  # the phases come first
+            if not plan.fits:
+                yield Warned(plan.complaint)
+            yield (yield from events)
 
     def describe(self) -> dict[str, Any]:
         """The job as plain data, for ``--dry-run``."""
