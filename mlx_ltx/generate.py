@@ -209,13 +209,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="the transformer's: resident in memory, or streamed from disk in every step (auto: resident)",
+        help="the transformer's: resident in memory, or streamed from disk in every step (auto: what fits)",
     )
     group.add_argument(
         "--quantize",
         choices=QUANTIZE,
         metavar="KIND",
-        help=f"hold the transformer's large layers in fewer bits: {', '.join(QUANTIZE)} (auto: as the file has them)",
+        help=f"the transformer's large layers in fewer bits: {', '.join(QUANTIZE)} (auto: what fits, 8 at least)",
     )
     group.add_argument("--quantize-text", choices=QUANTIZE, metavar="KIND", help="likewise the text model's")
     group.add_argument(
@@ -457,7 +457,7 @@ def dry_run(request: Request, as_json: bool, memory: int | None = None) -> None:
     from mlx_ltx.checkpoints.offer import commands
     from mlx_ltx.checkpoints.resolve import MissingFiles
     from mlx_ltx.pipelines.job import prepare
-    from mlx_ltx.pipelines.predict import make_plan
+    from mlx_ltx.pipelines.predict import make_fit
 
     try:
         job = prepare(_with_output(request))
@@ -468,8 +468,8 @@ def dry_run(request: Request, as_json: bool, memory: int | None = None) -> None:
             print(missing.plan.summary())
             print(commands(missing.plan))
         return
-    plan = make_plan(job, memory)
-    description = {**job.describe(), "plan": plan.to_json()}
+    job, plan, choices = make_fit(job, memory)
+    description = {**job.describe(), "plan": {**plan.to_json(), "choices": choices}}
     if as_json:
         print(json.dumps(description, ensure_ascii=False))
         return
@@ -491,6 +491,8 @@ def dry_run(request: Request, as_json: bool, memory: int | None = None) -> None:
         count = f" ({phase['total']} {phase['unit']})" if phase["total"] else ""
         print(f"{number}. {phase['title']}{count}")
     print(*plan.table(), sep="\n")
+    if choices:
+        print(f"chosen to fit: {choices}")
     if not plan.fits:
         print(f"does not fit: {plan.complaint}")
 

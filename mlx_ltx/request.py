@@ -150,9 +150,9 @@ class Request:
         text_encoder, spatial_upsampler, temporal_upsampler: path or hub id, instead of what belongs to the model.
         dtype: of weights and activations; "auto" is bfloat16 on the GPU and float32 on the CPU backend.
         weights: of the transformer: "resident" keeps them in memory, "streamed" reads them anew for every evaluation
-            and holds two blocks at a time. The numbers are the same. "auto" is resident.
+            and holds two blocks at a time. The numbers are the same. "auto" is what fits.
         quantize, quantize_text: bits and kind of number in which the transformer's and the text model's large layers
-            are held (:data:`mlx_ltx.checkpoints.quantize.SETTINGS`). "none" and "auto": as the files have them.
+            are held (:data:`mlx_ltx.checkpoints.quantize.SETTINGS`). "none" is as the files have them, "auto" fits.
         group_size: how many numbers share a scale, for q8 to q4; None is 64.
     """
 

@@ -147,19 +147,28 @@ class Job:
         Raises:
             UserError: before the first event, if the job needs more memory than the machine has.
         """
-        from mlx_ltx.pipelines.predict import make_plan  # which knows all parts of recipes, and they know jobs
+        from mlx_ltx.pipelines.predict import make_fit  # which knows all parts of recipes, and they know jobs
 
-        plan = make_plan(self)
+        job, plan, choices = make_fit(self)
         plan.check()
-        return self._run(plan)
+        return job._run(plan, choices)
 
-    def _run(self, plan: Plan) -> Iterator[Event]:
+    def _run(self, plan: Plan, choices: str) -> Iterator[Event]:
         with memory_limits(plan):
             events = self.pipeline.run(self)
             yield next(events)  # the phases come first
+            if choices:
+                yield Warned(f"the memory of this machine asks for {choices}")
             if not plan.fits:
                 yield Warned(plan.complaint)
             yield (yield from events)
+
+    def with_changes(self, **changes: Any) -> Job:
+        """The job with other settings of how its weights are held."""
+        request = self.request.with_changes(**changes)
+        shots = [shot.with_changes(**changes) for shot in self.shots]
+        job = replace(self, request=request, shots=shots, cache=None, embedded={})
+        return job if self.cache is None else _with_kept_texts(job)
 
     def describe(self) -> dict[str, Any]:
         """The job as plain data, for ``--dry-run``."""
@@ -261,7 +270,7 @@ def prepare(request: Request) -> Job:
     if request.output_exr is not None:
         openexr()
     job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
-    _check_quantization(job)
+    check_quantization(job)
     if pipeline.check is not None:
         pipeline.check(job)
     return _with_kept_texts(job) if request.cache and "prompt" in pipeline.takes else job
@@ -447,7 +456,7 @@ def _quantization(name: str, group_size: int | None) -> Quantization | None:
     return Quantization.parse(name, group_size if name.startswith("q") else None)
 
 
-def _check_quantization(job: Job) -> None:
+def check_quantization(job: Job) -> None:
     """Nothing is quantised twice, and there is something to quantise."""
     request, files = job.request, job.model.files
     if job.quantization is not None:

@@ -37,7 +37,7 @@ from mlx_ltx.models.vocoder import CHUNK_FRAMES
 from mlx_ltx.pipelines import upscale
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
 from mlx_ltx.pipelines.images import ENCODE
-from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.job import Job, check_quantization
 from mlx_ltx.pipelines.output import PICTURE
 from mlx_ltx.pipelines.output import SOUND as DECODE_SOUND
 from mlx_ltx.pipelines.references import REFERENCES, reference_scale
@@ -45,7 +45,8 @@ from mlx_ltx.pipelines.sources import SOUND, VIDEO
 from mlx_ltx.pipelines.stage import CHANGE, LOAD, UPSAMPLE, streams_weights
 from mlx_ltx.pipelines.text import EMBED, READ
 from mlx_ltx.pipelines.two_stages import DENOISE, REFINE
-from mlx_ltx.sampling.geometry import ClipShape
+from mlx_ltx.request import flag
+from mlx_ltx.sampling.geometry import ClipShape, VideoGrid
 
 DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
 STREAMED_BLOCKS = 2  # one that computes, and one that is read meanwhile
@@ -66,6 +67,51 @@ def make_plan(job: Job, memory: int | None = None) -> Plan:
         return plan if plan.fits else replace(plan, advice=advise(plan, _ways(job, memory)))
     finally:
         mx.random.seed(high << 32 | low)  # new layers, which nobody evaluates, have drawn first weights
+
+
+class Fit(NamedTuple):
+    """A job with its plan, and the flags that were chosen for it to fit; none if it fits as it is."""
+
+    job: Job
+    plan: Plan
+    choices: str
+
+
+TEXT_PHASES = (ENHANCE, READ)
+TRANSFORMER_PHASES = (LOAD, CHANGE, DENOISE, REFINE)
+# What "auto" tries for the phases of each, in this order. Never less than 8 bits for the transformer: streaming, which
+# is slower, gives the numbers of the whole weights.
+TEXT_WAYS: tuple[dict[str, str], ...] = ({"quantize_text": "q8"}, {"quantize_text": "q4"})
+TRANSFORMER_WAYS: tuple[dict[str, str], ...] = ({"quantize": "q8"}, {"weights": "streamed"})
+
+
+def make_fit(job: Job, memory: int | None = None) -> Fit:
+    """Choose what a job leaves to "auto", so that each phase stays under the limit; without a way, it stays as it is.
+
+    Args:
+        memory: as for :func:`make_plan`.
+    """
+    plan = make_plan(job, memory)
+    chosen: dict[str, str] = {}
+    for phases, ways in ((TEXT_PHASES, TEXT_WAYS), (TRANSFORMER_PHASES, TRANSFORMER_WAYS)):
+        for way in ways if not _fit(plan, phases) else ():
+            if not all(name in job.pipeline.takes and getattr(job.request, name) == "auto" for name in way):
+                continue
+            try:
+                changed = job.with_changes(**chosen, **way)
+                check_quantization(changed)
+                changed_plan = make_plan(changed, memory)
+            except UserError:  # quantised already, or layers too narrow
+                continue
+            if _fit(changed_plan, phases):
+                chosen |= way
+                job, plan = changed, changed_plan
+                break
+    return Fit(job, plan, " ".join(f"{flag(name)} {value}" for name, value in chosen.items()))
+
+
+def _fit(plan: Plan, phases: Sequence[str]) -> bool:
+    return all(phase.peak_bytes <= plan.limit_bytes for phase in plan.phases if phase.name in phases)
 
 
 def _random_key() -> tuple[int, int]:
@@ -355,7 +401,7 @@ class _Predictor:
         job, grids = self.job, self.job.grids(clip)
         video = audio = None
         if grids.video is not None:
-            video = Tokens(grids.video.tokens, *self.given_tokens(clip))
+            video = self.video_tokens(clip, grids.video)
         if grids.audio is not None:
             audio = Tokens(grids.audio.frames)
         passes = len(job.guidance.passes()) if job.guidance is not None and guided else 1
@@ -367,8 +413,18 @@ class _Predictor:
         chunking = "blocks, streamed" if streams_weights(job) else "blocks"
         return Need(work + streamed, self.transformer_kind, chunking)
 
-    def given_tokens(self, clip: ClipShape) -> tuple[int, bool]:
-        return 1, False
+    def video_tokens(self, clip: ClipShape, grid: VideoGrid) -> Tokens:
+        """Of the clip, of images that stand beside it, and of references."""
+        request, frame = self.job.request, grid.height * grid.width
+        beside = [image for image in request.images if image.frame or self.job.pipeline.name == "keyframes"]
+        given = len(beside) * frame
+        count = len(request.video_conditionings) + (request.reference_video is not None)
+        if count and REFERENCES in self.names:
+            scale = reference_scale(self.job)
+            frames = math.ceil((clip.frames - 1) / (scale.time * self.job.model.video_vae.time_scale)) + 1
+            given += count * frames * (grid.height // scale.size) * (grid.width // scale.size)
+        levels = 2 if request.images or count or request.video_path else 1
+        return Tokens(grid.tokens + given, levels, request.attention_mask is not None)
 
     def latents(self, clip: ClipShape) -> int:
         grids = self.job.grids(clip)

@@ -4,6 +4,7 @@ import json
 
 import mlx.core as mx
 import pytest
+from PIL import Image
 
 import mlx_ltx
 from mlx_ltx.errors import UserError
@@ -12,7 +13,7 @@ from mlx_ltx.generate import main
 from mlx_ltx.memory.limits import memory_limits
 from mlx_ltx.memory.plan import PhasePlan, Plan, advise, parse_size, size_text
 from mlx_ltx.pipelines.job import prepare
-from mlx_ltx.pipelines.predict import make_plan
+from mlx_ltx.pipelines.predict import make_fit, make_plan
 
 TOLERANCE = 0.15
 # Where all of a phase is less than the buffers that MLX happens to have in flight, a ratio says nothing.
@@ -180,3 +181,74 @@ def test_a_job_over_the_limit_but_within_the_memory_is_told(tmp_path, monkeypatc
     assert isinstance(second, Warned)
     assert "what would fit" in second.message
     assert isinstance(last, Finished)
+
+
+def fitted(folder, model, memory, **changes):
+    job = prepare(request(folder, model=str(model), width=64, height=64, num_frames=9, cache=False, **changes))
+    return make_fit(job, memory)
+
+
+def least_memory(plan, *names):
+    """For which phases of such names just fit."""
+    return int(max(phase.peak_bytes for phase in plan.phases if phase.name in names) / 0.85) + 2
+
+
+DENOISING = ("load-transformer", "denoise", "refine")
+
+
+def test_auto_chooses_what_fits(tmp_path, middle_model):
+    roomy = fitted(tmp_path, middle_model, 64 * GB)
+    assert roomy.choices == ""
+    enough = least_memory(roomy.plan, *DENOISING)
+    assert fitted(tmp_path, middle_model, enough).choices == ""
+    tight = fitted(tmp_path, middle_model, enough - 4)
+    assert tight.choices == "--quantize q8"
+    assert tight.job.request.settings()["quantize"] == "q8"
+    assert all(shot.quantize == "q8" for shot in tight.job.shots)
+    assert least_memory(tight.plan, *DENOISING) < 0.8 * enough
+
+
+def test_auto_of_the_text_model(tmp_path, middle_model):
+    reading = {kind: fitted(tmp_path, middle_model, 64 * GB, quantize_text=kind).plan for kind in ("none", "q8")}
+    plain, eight = (least_memory(plan, "read-text") for plan in reading.values())
+    assert eight < plain
+    kinds = [fit.choices for fit in (fitted(tmp_path, middle_model, size) for size in (plain, plain - 4))]
+    assert ["--quantize-text" in choices for choices in kinds] == [False, True]
+
+
+def test_auto_streams_where_nothing_is_to_be_quantised(tmp_path, middle_model):
+    streamed = fitted(tmp_path, middle_model, 64 * GB, weights="streamed")
+    memory = least_memory(streamed.plan, *DENOISING)
+    tight = fitted(tmp_path, middle_model, memory, quantize="none")
+    assert tight.choices == "--weights streamed"
+    assert tight.job.request.weights == "streamed"
+
+
+def test_what_was_typed_is_kept(tmp_path, middle_model):
+    for given in ({"quantize": "none", "quantize_text": "none", "weights": "resident"}, {"quantize": "q4"}):
+        tight = fitted(tmp_path, middle_model, 1 << 20, **given)
+        assert {name: getattr(tight.job.request, name) for name in given} == given
+        assert not tight.plan.fits
+
+
+def test_a_job_says_what_was_chosen_for_it(tmp_path, middle_model, monkeypatch, capsys):
+    roomy = fitted(tmp_path, middle_model, 64 * GB)
+    memory = least_memory(roomy.plan, *DENOISING) - 2
+    monkeypatch.setattr("mlx_ltx.pipelines.predict.total_memory", lambda: memory)
+    events = list(roomy.job.run())
+    assert any(isinstance(event, Warned) and "asks for" in event.message for event in events)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    clip = ["--model", str(middle_model), "-p", "a ball", "--width", "64", "--height", "64", "--num-frames", "9"]
+    main([*clip, "--dtype", "float32", "--no-cache", "--dry-run", "--assume-memory", str(memory)])
+    assert "chosen to fit: --" in capsys.readouterr().out
+
+
+def test_references_and_images_beside_the_clip_are_counted(tmp_path):
+    picture = tmp_path / "grey.png"
+    Image.new("RGB", (64, 64), "grey").save(picture)
+    images = (mlx_ltx.ImageInput(picture, 8, 1.0),)
+    size = {"model": "demo", "width": 128, "height": 128, "num_frames": 9, "pipeline": "one-stage", "steps": 2}
+    bare, given = (make_plan(prepare(request(tmp_path, **size, **more))) for more in ({}, {"images": images}))
+    peaks = [next(phase.peak_bytes for phase in plan.phases if phase.name == "denoise") for plan in (bare, given)]
+    assert peaks[1] > peaks[0]
