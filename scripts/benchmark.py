@@ -242,7 +242,7 @@ def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
 
     def whole() -> None:
         # A push without a limit runs every layer once, over all frames.
-        mx.eval(list(decoder.stream(latent, noise=mx.random.normal, pixels=None)))
+        mx.eval(list(decoder.stream(latent, noise=mx.random.normal, elements=None)))
 
     for mode, run in (("streamed", streamed), ("whole", whole)):
         if mode in arguments.modes:

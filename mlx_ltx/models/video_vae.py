@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_ltx.models.streaming import PIXELS_PER_PUSH, Stage, run
+from mlx_ltx.models.streaming import (
+    ELEMENTS_PER_PIECE,
+    Rows,
+    Stage,
+    chain,
+    crop,
+    cut,
+    feed,
+    frames,
+    reach,
+    run,
+    together,
+)
 from mlx_ltx.models.timestep import TimestepEmbedder
 from mlx_ltx.models.video_vae_blocks import (
     ChannelStatistics,
@@ -220,28 +233,52 @@ class VideoEncoder(nn.Module):
         self.statistics = ChannelStatistics(config.latent_channels)
 
     def __call__(self, video: mx.array) -> mx.array:
-        """Encode a clip.
-
-        Args:
-            video: (B, 1 + k * time_scale, H, W, 3) in [-1, 1]; H and W multiples of ``space_scale``.
+        """Encode a clip that is there as one array; see :meth:`stream`.
 
         Returns:
             (B, 1 + k, H / space_scale, W / space_scale, latent_channels), normalised, in the dtype of the weights.
+        """
+        self._check_frames(video.shape[1])
+        return mx.concatenate(list(self.stream([video])), axis=1)
+
+    def stream(self, clip: Iterable[mx.array], *, elements: int | None = ELEMENTS_PER_PIECE) -> Iterator[mx.array]:
+        """Encode a clip while it comes.
+
+        Memory does not grow with the number of frames, except that a block ``res_x_y``, whose norm covers the whole
+        clip, waits for all of them.
+
+        Args:
+            clip: arrays (B, n, H, W, 3) in [-1, 1] with n >= 1; together they have 1 + k * time_scale frames, and H and
+                W are multiples of ``space_scale``. For small pictures a latent frame's worth at a time is faster than
+                single frames.
+            elements: see :func:`mlx_ltx.models.streaming.run`.
+
+        Yields:
+            the next latents, (B, n, H / space_scale, W / space_scale, latent_channels), evaluated, normalised, in the
+            dtype of the weights.
 
         Raises:
-            ValueError: the clip has another number of frames, or another size.
+            ValueError: the clip has another size or, as soon as it is over, another number of frames.
         """
-        frames, (height, width) = video.shape[1], video.shape[2:4]
-        time, space = self.config.time_scale, self.config.space_scale
+        stages = list(itertools.chain.from_iterable(self.chains()))
+        return run(stages, self._patches(clip), elements)
+
+    def _patches(self, clip: Iterable[mx.array]) -> Iterator[mx.array]:
+        space, frames = self.config.space_scale, 0
+        for video in clip:
+            height, width = video.shape[2:4]
+            if height % space or width % space or not height * width:
+                raise ValueError(f"frames of {width}x{height} cannot be encoded, only multiples of {space}")
+            if self.config.encoder_padding == "reflect" and min(height, width) < 2 * space:
+                raise ValueError(f"frames of {width}x{height} are too small, {2 * space}x{2 * space} is the least")
+            frames += video.shape[1]
+            yield patchify(video.astype(self.conv_in.conv.weight.dtype), self.config.patch_size)
+        self._check_frames(frames)
+
+    def _check_frames(self, frames: int) -> None:
+        time = self.config.time_scale
         if frames % time != 1 % time or frames < 1:
             raise ValueError(f"{frames} frames cannot be encoded, only 1 + a multiple of {time}")
-        if height % space or width % space or not height * width:
-            raise ValueError(f"frames of {width}x{height} cannot be encoded, only multiples of {space}")
-        if self.config.encoder_padding == "reflect" and min(height, width) < 2 * space:
-            raise ValueError(f"frames of {width}x{height} are too small, {2 * space}x{2 * space} is the least")
-        x = patchify(video.astype(self.conv_in.conv.weight.dtype), self.config.patch_size)
-        stages = itertools.chain.from_iterable(self.chains())
-        return mx.concatenate(list(run(list(stages), [x])), axis=1)
 
     def chains(self) -> list[list[Stage]]:
         """Fresh stages for one clip, from patches to normalised latents: first convolution, blocks, last one."""
@@ -255,6 +292,14 @@ class VideoEncoder(nn.Module):
 
     def _means(self, x: mx.array) -> mx.array:
         return self.statistics.normalize(x[..., : self.config.latent_channels])
+
+
+class FrameQueue(Protocol):
+    """Where frames wait; first in, first out."""
+
+    def append(self, frame: mx.array, /) -> None: ...
+
+    def popleft(self) -> mx.array: ...
 
 
 class VideoDecoder(nn.Module):
@@ -299,15 +344,19 @@ class VideoDecoder(nn.Module):
         timestep: mx.array | float | None = None,
         noise: Noise | None = None,
         *,
-        pixels: int | None = PIXELS_PER_PUSH,
+        bands: int = 1,
+        aside: Callable[[], FrameQueue] = deque,
+        elements: int | None = ELEMENTS_PER_PIECE,
     ) -> Iterator[mx.array]:
         """Decode a clip from its first frame to its last.
 
-        The result does not depend on ``pixels``: there are no tiles, and nothing is computed twice. Memory does not
-        grow with the number of frames, except that a block ``res_x_y``, whose norm covers the whole clip, keeps its
-        input until it is complete (no published decoder has one). Measured with random weights of LTX-2.3's widths in
-        float32 on two (shared) CPU cores, 49 frames of 192x128: 46 s and 0.18 GB beside the weights, against 64 s and
-        2.5 GB with ``pixels=None``, which still evaluates layer by layer.
+        The result depends neither on ``elements`` nor on ``bands``. Memory does not grow with the number of frames,
+        except that a block ``res_x_y``, whose norm covers the whole clip, waits for all of them (no published decoder
+        has one). Nothing is computed twice with a single band.
+
+        Several bands are for small machines: the picture's upper part is decoded first, from the first frame to the
+        last, then the next, so that the layers keep frames of a band only. Each band reads as many more rows of latents
+        as its pixels depend on (:attr:`halo`), which is work done twice. What is ready waits in a queue for the rest.
 
         Args:
             latent: (B, F, H, W, latent_channels), normalised, of any floating-point dtype.
@@ -315,16 +364,69 @@ class VideoDecoder(nn.Module):
                 have (default 0.05, as in the reference).
             noise: draws standard normal values; called with (B, F, H, W, latent_channels) under timestep
                 conditioning, then with (h, w) for every layer that adds noise, in order.
-            pixels: see :func:`mlx_ltx.models.streaming.run`.
+            bands: into how many parts, one above the other, the picture is split.
+            aside: makes a queue for single frames (B, 1, h, W * space_scale, 3) of every band but the last; by default
+                in memory.
+            elements: see :func:`mlx_ltx.models.streaming.run`.
 
         Yields:
-            the next frames, (B, n, H * space_scale, W * space_scale, 3), evaluated, in the dtype of the weights.
+            the next frames, (B, n, H * space_scale, W * space_scale, 3), evaluated, in the dtype of the weights. With
+            several bands n is 0 until the last band is reached: work was done, but no frame is complete.
 
         Raises:
-            ValueError: noise is needed and not given, a timestep is given and not needed, or frames are too small.
+            ValueError: noise is needed and not given, a timestep is given and not needed, frames are too small, or the
+                picture cannot be split into so many bands.
         """
         x, conditions = self.prepare(latent, timestep, noise)
-        return run(list(itertools.chain.from_iterable(self.chains(conditions))), [x], pixels)
+        if bands == 1:
+            return run(list(itertools.chain.from_iterable(self.chains(conditions))), [x], elements)
+        if not 1 <= bands <= x.shape[2]:
+            raise ValueError(f"{x.shape[2]} rows of latents cannot be split into {bands} bands")
+        if any(stage.whole_clip for chain in self.chains(conditions) for stage in chain):
+            raise ValueError("a decoder with a norm over the whole clip cannot decode the picture in bands")
+        return self._stream_bands(x, conditions, bands, aside, elements)
+
+    @property
+    def halo(self) -> int:
+        """How many rows of latents above and below its own a row of pixels depends on, at most."""
+        return reach(list(itertools.chain.from_iterable(self.chains(self.no_conditions()))))
+
+    def band_rows(self, height: int, bands: int) -> list[tuple[Rows, Rows]]:
+        """For each band of a picture of ``height`` rows of latents, the rows that it gives and those that it reads."""
+        edges = [height * i // bands for i in range(bands + 1)]
+        return [
+            (Rows(a, b, height), Rows(max(0, a - self.halo), min(height, b + self.halo), height))
+            for a, b in itertools.pairwise(edges)
+        ]
+
+    def _stream_bands(
+        self,
+        x: mx.array,
+        conditions: Conditions,
+        bands: int,
+        aside: Callable[[], FrameQueue],
+        elements: int | None,
+    ) -> Iterator[mx.array]:
+        draws: list[mx.array] = []
+        queues = [aside() for _ in range(bands - 1)]
+        for band, (given, read) in enumerate(self.band_rows(x.shape[2], bands)):
+            noise = None if conditions.noise is None else _replayed(conditions.noise, draws)
+            stages = itertools.chain.from_iterable(self.chains(conditions._replace(noise=noise)))
+            pieces = chain(list(stages), feed([x[:, :, read.first : read.stop]], read), elements)
+            pixels = given.times(self.config.space_scale)
+            for part in frames(crop(pieces, pixels.first, pixels.stop)):
+                count = part.shape[1]
+                if band < bands - 1:
+                    for index in range(count):
+                        queues[band].append(cut(part, 1, index, index + 1))
+                    yield mx.zeros((x.shape[0], 0, pixels.height, *part.shape[3:]), part.dtype)
+                else:
+                    above = [together([queue.popleft() for _ in range(count)], 1) for queue in queues]
+                    whole = together([*above, part], 2)
+                    mx.eval(whole)
+                    del part, above
+                    yield whole
+                    del whole
 
     def prepare(
         self, latent: mx.array, timestep: mx.array | float | None = None, noise: Noise | None = None
@@ -349,6 +451,11 @@ class VideoDecoder(nn.Module):
         x = self.statistics.denormalize(latent).astype(self.conv_in.conv.weight.dtype)
         return x, Conditions(config.causal_decoder, scaled, noise)
 
+    def no_conditions(self) -> Conditions:
+        """For stages that are built to be counted, not run."""
+        timed = self.config.timestep_conditioning
+        return Conditions(self.config.causal_decoder, mx.zeros(1) if timed else None)
+
     def chains(self, conditions: Conditions) -> list[list[Stage]]:
         """Fresh stages for one clip, from latents to pixels: first convolution, blocks, last one."""
         before: Callable[[mx.array], mx.array] = activate
@@ -360,5 +467,19 @@ class VideoDecoder(nn.Module):
         return [
             self.conv_in.stages(conditions),
             *(block.stages(conditions) for block in self.up_blocks),
-            [ConvStage(self.conv_out, conditions.causal, before=before, after=after)],
+            [ConvStage(self.conv_out, conditions.causal, before, after, self.config.patch_size)],
         ]
+
+
+def _replayed(noise: Noise, draws: list[mx.array]) -> Noise:
+    """The draws of a run before in their order, then new ones, which are remembered."""
+    begun = iter(list(draws))
+
+    def draw(shape: tuple[int, ...]) -> mx.array:
+        drawn = next(begun, None)
+        if drawn is None:
+            drawn = noise(shape)
+            draws.append(drawn)
+        return drawn
+
+    return draw

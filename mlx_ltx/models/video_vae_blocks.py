@@ -6,13 +6,14 @@ Reference: ltx_core/model/video_vae/{convolution,resnet,sampling,ops}.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_ltx.models.streaming import Stage, WholeClip, Window
+from mlx_ltx.models.streaming import Patch, Piece, Stage, Window, feed, frames, together
 from mlx_ltx.models.timestep import TimestepEmbedder
 
 NORM_EPSILON = 1e-8
@@ -21,6 +22,12 @@ PAD_MODES: dict[str, Literal["reflect", "edge"]] = {
     "reflect": "reflect",
     "replicate": "edge",
 }  # of mx.pad; zeros need no padded copy
+
+# How many elements an array has at most that a convolution unfolds its input into. On CPU, where it always does, what
+# leaves the caches is slow (128 channels: 145 GFLOP/s at 512 pixels, 70 from 1024 on, measured on two cores); on Metal,
+# where few do, it must not come near 2^31 elements.
+UNFOLDED_ELEMENTS = 1 << 21
+LARGEST_ARRAY = 1 << 30
 
 Noise = Callable[[tuple[int, ...]], mx.array]
 Factors = tuple[int, int, int]  # time, height, width
@@ -113,6 +120,12 @@ class ChannelStatistics(nn.Module):
 class PaddedConv(nn.Module):
     """A 3x3x3 convolution that pads in space; in time it gets its context from a :class:`Window`.
 
+    conv3d, after measuring it with MLX 0.32 beside three conv2d (one per frame of the kernel) and one conv2d over the
+    channels of three frames. On CPU it is as fast from 128 channels of 32 x 48 on, and two to three times as fast on
+    the small frames of the deep layers, where the others spend their time rearranging weights; all three unfold the
+    same amount there (27 copies of the pixels). On Metal, conv3d no longer unfolds since MLX 0.31 if the channels are a
+    multiple of 16 (ml-explore/mlx#3147), which all but the tests' are.
+
     Args:
         padding: what surrounds a frame: ``"zeros"``, ``"reflect"`` or ``"replicate"``.
         stride: in time, height and width.
@@ -123,30 +136,69 @@ class PaddedConv(nn.Module):
         self.conv = nn.Conv3d(channels, out_channels, 3, stride=stride)
         self.padding = padding
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, above: bool = True, below: bool = True) -> mx.array:
         """(B, T + 2, H, W, C) to (B, T, H, W, C'), divided by the stride.
 
-        conv3d, after measuring it with MLX 0.32 beside three conv2d (one per frame of the kernel) and one conv2d over
-        the channels of three frames. On CPU it is as fast from 128 channels of 32 x 48 on, and two to three times as
-        fast on the small frames of the deep layers, where the others spend their time rearranging weights; all three
-        unfold the same amount there (27 copies of the pixels pushed). On Metal, conv3d no longer unfolds since MLX
-        0.31 if the channels are a multiple of 16 (ml-explore/mlx#3147), which all but the tests' are.
-
-        The largest array is that unfolded input. Pushed frame by frame it has 2^31 elements only beyond 620,000
-        pixels of 128 channels, frames of 3840 x 2590; larger ones need bands of rows.
+        Where a frame goes on, ``above`` or ``below`` false, there are two more rows in than out, one for either side.
         """
-        edges = (0, 1, 1)
+        top, bottom = int(above), int(below)
         if self.padding in PAD_MODES:
-            x = mx.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], mode=PAD_MODES[self.padding])
-            edges = (0, 0, 0)
-        return mx.conv3d(x, self.conv.weight, stride=self.conv.stride, padding=edges) + self.conv.bias
+            x = mx.pad(x, [(0, 0), (0, 0), (top, bottom), (1, 1), (0, 0)], mode=PAD_MODES[self.padding])
+            return convolve(x, self.conv, (0, 0), 0)
+        return convolve(x, self.conv, (top, bottom), 1)
+
+    def window(self, causal: bool) -> Window:
+        """What feeds it."""
+        step, row_step, _ = self.conv.stride
+        kernels, *_, channels = self.conv.weight.shape
+        return Window(causal, channels, kernels, step=step, row_step=row_step)
 
     def stages(self, conditions: Conditions) -> list[Stage]:
         return [ConvStage(self, conditions.causal)]
 
 
+def convolve(x: mx.array, conv: nn.Conv3d, rows: tuple[int, int], columns: int) -> mx.array:
+    """The convolution of x (B, T, H, W, C), without padding in time, in bands of frames and rows.
+
+    Each band reads its own rows and those around it from ``x``, so that nothing is computed twice and the
+    result is that of one call.
+
+    Args:
+        rows: how many rows of zeros are above and below.
+        columns: how many columns of zeros are on either side.
+    """
+    B, T, H, W, _ = x.shape
+    step, row_step, column_step = conv.stride
+    frames_out = (T - 3) // step + 1
+    rows_out = (H + sum(rows) - 3) // row_step + 1
+    row_elements = B * ((W + 2 * columns - 3) // column_step + 1) * conv.weight[0].size
+    limit = UNFOLDED_ELEMENTS if mx.default_device() == mx.Device(mx.cpu) else LARGEST_ARRAY
+    band = min(rows_out, max(1, limit // row_elements))
+    band = -(-rows_out // -(-rows_out // band))  # as even as can be
+    frames = max(1, limit // (row_elements * rows_out))
+    stack = []
+    for first in range(0, frames_out, frames):
+        last = min(first + frames, frames_out) - 1
+        part = x[:, step * first : step * last + 3]
+        bands = []
+        for top in range(0, rows_out, band):
+            bottom = min(top + band, rows_out) - 1
+            a, b = row_step * top - rows[0], row_step * bottom - rows[0] + 3
+            zeros = ([0, max(0, -a), columns], [0, max(0, b - H), columns])
+            y = mx.conv_general(part[:, :, max(0, a) : b], conv.weight, stride=conv.stride, padding=zeros)
+            if band < rows_out or frames < frames_out:
+                mx.eval(y)  # one after the other, or all would be unfolded at once
+            bands.append(y)
+        stack.append(together(bands, 2))
+    return together(stack, 1) + conv.bias
+
+
 class ConvStage(Stage):
-    """A convolution with something done before to each pixel of its input, and after to its output."""
+    """A convolution with something done before to each pixel of its input, and after to its output.
+
+    Args:
+        after: makes ``factor`` rows and columns of one.
+    """
 
     def __init__(
         self,
@@ -154,19 +206,28 @@ class ConvStage(Stage):
         causal: bool,
         before: Callable[[mx.array], mx.array] | None = None,
         after: Callable[[mx.array], mx.array] | None = None,
+        factor: int = 1,
     ):
-        self.conv, self.before, self.after = conv, before, after
-        self.window = Window(causal, conv.conv.stride[0])
+        self.conv, self.before, self.after, self.factor = conv, before, after, factor
+        self.window = conv.window(causal)
+        step, row_step, column_step = conv.conv.stride
+        self.factors = Fraction(1, step), Fraction(factor, row_step), Fraction(factor, column_step)
+        made, self.out_channels = conv.conv.weight.shape[0], conv.conv.weight.shape[0] // factor**2
+        self.growth = max(1, made / conv.conv.weight.shape[-1])
 
-    def push(self, x: mx.array, last: bool) -> mx.array | None:
-        frames = self.window.push(x if self.before is None else self.before(x), last)
-        if frames is None:
-            return None
-        y = self.conv(frames.array)
-        return y if self.after is None else self.after(y)
+    def run(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        return map(self._convolve, self.window.patches(pieces))
 
-    def kept(self) -> list[mx.array]:
-        return self.window.kept()
+    def _convolve(self, patch: Patch) -> Piece:
+        x = patch.array if self.before is None else self.before(patch.array)
+        y = self.conv(x, patch.above, patch.below)
+        y = y if self.after is None else self.after(y)
+        mx.eval(y)
+        self.window.release()
+        return patch.piece(y, self.factor)
+
+    def windows(self) -> list[Window]:
+        return [self.window]
 
 
 class ResnetBlock(nn.Module):
@@ -201,49 +262,76 @@ class ResnetBlock(nn.Module):
         modulation: Sequence[Modulation | None] = (None, None)
         if embedding is not None:
             modulation = modulations(self.scale_shift_table, embedding)
-        stage = ResnetStage(self, conditions, modulation)
-        return [WholeClip(stage) if "norm3" in self else stage]
+        return [(WholeClipResnetStage if "norm3" in self else ResnetStage)(self, conditions, modulation)]
 
 
 class ResnetStage(Stage):
     """Keeps four frames: two of its input, from which both the first convolution and the shortcut are served, and two
-    before the second convolution. The price is that the input's activation is computed again with every push, about
-    an eighth of a block's time on CPU (where MLX's exponential is scalar), nearly nothing on a GPU.
+    before the second convolution. The price is that the input is activated anew for every piece.
     """
 
     def __init__(self, block: ResnetBlock, conditions: Conditions, modulation: Sequence[Modulation | None]):
         self.block, self.noise, self.modulation = block, conditions.noise, modulation
-        self.input, self.hidden = Window(conditions.causal), Window(conditions.causal)
-        self.given = 0
+        self.input, self.hidden = block.conv1.window(conditions.causal), block.conv2.window(conditions.causal)
+        self.out_channels = block.conv2.conv.weight.shape[0]
+        self.growth = max(1, self.out_channels / self.input.channels)
         self.draws: dict[int, mx.array] = {}
 
-    def push(self, x: mx.array, last: bool) -> mx.array | None:
-        # 1. first convolution
-        frames = self.input.push(x, last)
-        if frames is None:
-            return None
-        h = self._add_noise(self.block.conv1(activate(frames.array, self.modulation[0])), 1)
-        # 2. second convolution
-        hidden = self.hidden.push(activate(h, self.modulation[1]), last)
-        if hidden is None:
-            return None
-        h = self._add_noise(self.block.conv2(hidden.array), 2)
-        # 3. shortcut, from the frames that are still in the first window
-        x = frames.at(self.given, h.shape[1])
-        self.given += h.shape[1]
-        return self.block.shortcut(x) + h
+    def run(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        hidden = map(self._to_hidden, self.input.patches(pieces))
+        yield from map(self._to_output, self.hidden.patches(hidden))
+        self.input.clear()
+        self.hidden.clear()
+
+    def _to_hidden(self, patch: Patch) -> Piece:
+        """The input of the second convolution."""
+        h = self.block.conv1(activate(patch.array, self.modulation[0]), patch.above, patch.below)
+        h = activate(self._add_noise(h, 1, patch), self.modulation[1])
+        mx.eval(h)
+        return patch.piece(h)
+
+    def _to_output(self, patch: Patch) -> Piece:
+        h = self.block.conv2(patch.array, patch.above, patch.below)
+        y = self.shortcut(patch) + self._add_noise(h, 2, patch)
+        mx.eval(y)
+        self.hidden.release()
+        self.input.release()
+        return patch.piece(y)
+
+    def shortcut(self, patch: Patch) -> mx.array:
+        """What is added to the output where the patch is; the frames are still in the first window."""
+        return self.input.take(patch.first, patch.frames, patch.top, patch.bottom)
+
+    def windows(self) -> list[Window]:
+        return [self.input, self.hidden]
 
     def kept(self) -> list[mx.array]:
-        return [*self.input.kept(), *self.hidden.kept(), *self.draws.values()]
+        return [*super().kept(), *self.draws.values()]
 
-    def _add_noise(self, h: mx.array, index: int) -> mx.array:
+    def _add_noise(self, h: mx.array, index: int, patch: Patch) -> mx.array:
         name = f"per_channel_scale{index}"
         if name not in self.block:
             return h
         if index not in self.draws:
             assert self.noise is not None
-            self.draws[index] = self.noise((h.shape[2], h.shape[3])).astype(h.dtype)[:, :, None]
-        return h + self.draws[index] * self.block[name].reshape(-1).astype(h.dtype)
+            self.draws[index] = self.noise((patch.rows.height, h.shape[3]))
+        draw = self.draws[index][patch.top : patch.bottom].astype(h.dtype)
+        return h + draw[:, :, None] * self.block[name].reshape(-1).astype(h.dtype)
+
+
+class WholeClipResnetStage(ResnetStage):
+    """Waits for all frames: the norm before its shortcut's projection takes statistics over the clip."""
+
+    whole_clip = True
+
+    def run(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        clip = mx.concatenate(list(frames(pieces)), axis=1)
+        self.clip = self.block.shortcut(clip)
+        mx.eval(self.clip)
+        yield from super().run(feed([clip]))
+
+    def shortcut(self, patch: Patch) -> mx.array:
+        return self.clip[:, patch.first : patch.first + patch.frames]
 
 
 class ResnetGroup(nn.Module):
@@ -286,24 +374,29 @@ class Upsample(nn.Module):
 
 class UpsampleStage(Stage):
     def __init__(self, layer: Upsample, causal: bool):
-        self.layer, self.window = layer, Window(causal)
-        self.given = 0
+        self.layer, self.window = layer, layer.conv.window(causal)
+        time, height, width = map(Fraction, layer.factors)
+        self.factors = time, height, width
+        self.growth = layer.copies
+        self.out_channels = layer.conv.conv.weight.shape[0] // math.prod(layer.factors)
 
-    def push(self, x: mx.array, last: bool) -> mx.array | None:
-        frames = self.window.push(x, last)
-        if frames is None:
-            return None
-        y = self.layer.conv(frames.array)
-        first, n = self.given, y.shape[1]
-        y = depth_to_space(y, self.layer.factors)
+    def run(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        return filter(lambda piece: piece.array.shape[1] > 0, map(self._grow, self.window.patches(pieces)))
+
+    def _grow(self, patch: Patch) -> Piece:
+        factors = self.layer.factors
+        y = depth_to_space(self.layer.conv(patch.array, patch.above, patch.below), factors)
         if self.layer.residual:
-            x = depth_to_space(frames.at(first, n), self.layer.factors)
-            y = y + mx.tile(x, (1, 1, 1, 1, self.layer.copies))
-        self.given += n
-        return y[:, 1:] if first == 0 and self.layer.factors[0] == 2 else y
+            x = self.window.take(patch.first, patch.frames, patch.top, patch.bottom)
+            y = y + mx.tile(depth_to_space(x, factors), (1, 1, 1, 1, self.layer.copies))
+        if patch.first == 0 and factors[0] == 2:
+            y = mx.contiguous(y[:, 1:])
+        mx.eval(y)
+        self.window.release()
+        return patch.piece(y, factors[1])
 
-    def kept(self) -> list[mx.array]:
-        return self.window.kept()
+    def windows(self) -> list[Window]:
+        return [self.window]
 
 
 class Downsample(nn.Module):
@@ -325,30 +418,30 @@ class Downsample(nn.Module):
 
 
 class DownsampleStage(Stage):
-    """Works on pairs of frames, so a single one waits for the next."""
+    """Halving time, it works on pairs of frames, of which the first waits for the second."""
 
     def __init__(self, layer: Downsample, causal: bool):
         if not causal:
             raise ValueError("a downsampling layer is causal")
-        self.layer, self.window = layer, Window(causal)
-        self.started = False
-        self.single: mx.array | None = None
+        self.layer, self.out_channels = layer, layer.out_channels
+        step, row_step, column_step = layer.factors
+        self.factors = Fraction(1, step), Fraction(1, row_step), Fraction(1, column_step)
+        kernels, *_, channels = layer.conv.conv.weight.shape
+        self.window = Window(causal, channels, kernels, step, size=2 + step, copies=1 + step, row_step=row_step)
 
-    def push(self, x: mx.array, last: bool) -> mx.array | None:
-        step = self.layer.factors[0]
-        before = [x[:, :1]] * (0 if self.started else step - 1) if self.single is None else [self.single]
-        x = mx.concatenate([*before, x], axis=1)
-        self.started = True
-        pairs = x.shape[1] // step * step
-        self.single = mx.contiguous(x[:, pairs:]) if pairs < x.shape[1] else None
-        if pairs == 0:
-            return None
-        x = x[:, :pairs]
-        frames = self.window.push(x, last)
-        assert frames is not None  # a causal window is never short of frames
-        y = space_to_depth(self.layer.conv(frames.array), self.layer.factors)
-        x = space_to_depth(x, self.layer.factors)
-        return y + x.reshape(*x.shape[:-1], self.layer.out_channels, -1).mean(axis=-1)
+    def run(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        return map(self._shrink, self.window.patches(pieces))
 
-    def kept(self) -> list[mx.array]:
-        return self.window.kept() + ([] if self.single is None else [self.single])
+    def _shrink(self, patch: Patch) -> Piece:
+        step, row_step, _ = factors = self.layer.factors
+        y = space_to_depth(self.layer.conv(patch.array, patch.above, patch.below), factors)
+        first = step * patch.first + 1 - step
+        x = self.window.take(first, step * patch.frames, row_step * patch.top, row_step * patch.bottom)
+        x = space_to_depth(x, factors)
+        y = y + x.reshape(*x.shape[:-1], self.layer.out_channels, -1).mean(axis=-1)
+        mx.eval(y)
+        self.window.release()
+        return patch.piece(y)
+
+    def windows(self) -> list[Window]:
+        return [self.window]

@@ -44,7 +44,7 @@ def compare_blocks(
 ) -> Iterator[Comparison]:
     """The output of every block that was recorded as ``CASE.KIND.N``, perhaps without its right and lower part."""
     for index, chain in enumerate(chains[:-1]):
-        x = mx.concatenate(list(run(chain, [x], pixels=None)), axis=1)
+        x = mx.concatenate(list(run(chain, [x], elements=None)), axis=1)
         name = f"{kind}.{index - 1}"
         if f"{case}.{name}" in golden.tensors:
             height, width = golden.tensors[f"{case}.{name}"].shape[-2:]
@@ -72,9 +72,9 @@ def video_vae(golden: GoldenSet) -> Iterator[Comparison | NotCovered]:
             given = f"{case}.latent" if f"{case}.latent" in golden.tensors else "decode.latent"
             latent = channels_last(golden.mx(given))
             timestep = float(case.partition("_t")[2]) if "_t" in case else None
-            for pixels, way in ((None, "whole"), (1, "frame by frame")):
+            for elements, way in ((None, "whole"), (1, "frame by frame")):
                 noise = RecordedNoise(golden, case)
-                video = mx.concatenate(list(decoder.stream(latent, timestep, noise, pixels=pixels)), axis=1)
+                video = mx.concatenate(list(decoder.stream(latent, timestep, noise, elements=elements)), axis=1)
                 comparison = golden.compare(case, "video", channels_first(video))
                 yield Comparison(case, f"video, {way}", comparison.actual, comparison.expected)
             x, conditions = decoder.prepare(latent, timestep, RecordedNoise(golden, case))

@@ -1,22 +1,19 @@
 import copy
-import itertools
 import json
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
+from video_vae_cases import THREE_TIMES, CountedNoise, error, filled, normal, small_config, together
 
 import parity.video_vae
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.keymaps import VIDEO_DECODER, VIDEO_ENCODER
 from mlx_ltx.checkpoints.loading import load_weights, published_shapes
 from mlx_ltx.errors import UserError
-from mlx_ltx.models.streaming import Stage, Window, run
+from mlx_ltx.models.streaming import run
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import (
     ChannelStatistics,
@@ -32,62 +29,6 @@ from parity import Comparison, GoldenSet, NotCovered, runner_for
 GOLDEN = Path(__file__).parents[1] / "golden"
 REAL = json.loads((GOLDEN / "real_configs.json").read_text())
 SETS = ["video_vae_19b", "video_vae_23", "video_vae_timestep_noise"]
-
-
-def error(actual: mx.array, expected: mx.array) -> float:
-    assert actual.shape == expected.shape
-    return float(mx.linalg.norm((actual - expected).flatten()) / mx.linalg.norm(expected.flatten()))
-
-
-def together(pieces) -> mx.array:
-    return mx.concatenate(list(pieces), axis=1)
-
-
-def filled(module, seed=0, dtype=mx.float32):
-    """The module with every parameter random, tables and statistics too (they start as zeros and ones)."""
-    mx.random.seed(seed)
-    values = [
-        (path, (0.3 * mx.random.normal(value.shape) + (1.0 if path.endswith("std") else 0.0)).astype(dtype))
-        for path, value in tree_flatten(module.parameters())
-        if not path.endswith("timestep_scale_multiplier")
-    ]
-    module.update(tree_unflatten(values))
-    mx.eval(module.parameters())
-    return module
-
-
-def normal(shape, seed=1):
-    return mx.random.normal(shape, key=mx.random.key(seed))
-
-
-class CountedNoise:
-    """Draws that depend only on how many were made before."""
-
-    def __init__(self):
-        self.shapes = []
-
-    def __call__(self, shape):
-        self.shapes.append(shape)
-        return normal(shape, seed=100 + len(self.shapes))
-
-
-def small_config(**changes) -> VideoVaeConfig:
-    """All kinds of decoder block with a norm per pixel: twice as large, four times as long."""
-    vae = {
-        "latent_channels": 4,
-        "encoder_blocks": [["compress_all_res", {}], ["compress_time_res", {}], ["res_x", 1]],
-        "decoder_blocks": [
-            ["res_x", {"num_layers": 1, "inject_noise": True}],
-            ["compress_time", {"multiplier": 2}],
-            ["res_x", {"num_layers": 2}],
-            ["compress_all", {"residual": True, "multiplier": 2}],
-            ["res_x", {"num_layers": 1, "inject_noise": True}],
-        ],
-        "decoder_base_channels": 4,
-        "timestep_conditioning": False,
-        "patch_size": 2,
-    }
-    return VideoVaeConfig.from_metadata({"vae": {**vae, **changes}})
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -157,122 +98,6 @@ def test_real_config_gives_the_published_keys_and_shapes(version):
         used |= set(selected.values())
         assert published_shapes(module) == {path: published[key] for path, key in selected.items()}
     assert used == set(published)
-
-
-# --- streaming ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("timed", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("padding", ["zeros", "reflect", "replicate"])
-def test_streamed_frames_are_those_of_the_whole_decode(padding, causal, timed):
-    config = small_config(spatial_padding_mode=padding, causal_decoder=causal, timestep_conditioning=timed)
-    decoder = filled(VideoDecoder(config))
-    for frames in (1, 2, 3, 6):
-        latent = normal((2, frames, 2, 3, 4))
-        timestep = mx.array([0.05, 0.3]) if timed else None
-        noise = CountedNoise()
-        whole = together(decoder.stream(latent, timestep, noise, pixels=None))
-        assert whole.shape == (2, 1 + 4 * (frames - 1), 8, 12, 3)
-        for pixels in (1, 13):
-            again = CountedNoise()
-            streamed = together(decoder.stream(latent, timestep, again, pixels=pixels))
-            assert error(streamed, whole) < 1e-5
-            assert again.shapes == noise.shapes
-        assert error(decoder(latent, timestep, CountedNoise()), whole) < 1e-5
-        assert noise.shapes == ([(2, frames, 2, 3, 4)] if timed else []) + [(2, 3), (2, 3), (4, 6), (4, 6)]
-        if frames > 1:  # the noise and the timestep matter, so the comparison says something of them
-            assert error(decoder(latent, timestep, normal), whole) > 1e-3
-            assert not timed or error(decoder(latent, 0.9, CountedNoise()), whole) > 1e-3
-
-
-def test_a_norm_over_the_whole_clip_waits_for_all_frames():
-    blocks = [["res_x", 1], ["compress_all", {"multiplier": 2}], ["res_x_y", {}], ["compress_time", {}], ["res_x", 1]]
-    decoder = filled(VideoDecoder(small_config(decoder_blocks=blocks, spatial_padding_mode="zeros")))
-    latent = normal((1, 5, 2, 3, 4))
-    whole = together(decoder.stream(latent, pixels=None))
-    assert error(together(decoder.stream(latent, pixels=1)), whole) < 1e-5
-    assert error(decoder(latent[:, :4]), whole[:, :13]) > 1e-3  # the last latent frame reaches the first frames
-
-
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans(), st.sampled_from([1, 2]))
-@settings(max_examples=50, deadline=None)
-def test_windows_are_those_of_the_padded_clip(sizes, causal, step):
-    total = sum(sizes)
-    clip = mx.arange(total)[None]
-    padded = [0] * (2 if causal else 1) + list(range(total)) + ([] if causal else [total - 1])
-    expected = [padded[start : start + 3] for start in range(0, len(padded) - 2, step)]
-    window, seen, start = Window(causal, step), [], 0
-    for number, size in enumerate(sizes):
-        frames = window.push(clip[:, start : start + size], last=number == len(sizes) - 1)
-        start += size
-        if frames is not None:
-            array = frames.array[0].tolist()
-            seen += [array[i : i + 3] for i in range(0, len(array) - 2, step)]
-            inside = max(0, frames.first)
-            assert frames.at(inside, 1)[0].tolist() == [inside]
-    assert seen == expected
-    assert window.kept() == []
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.sampled_from(["zeros", "reflect", "replicate"]))
-@settings(max_examples=20, deadline=None)
-def test_encoder_stages_take_a_clip_in_any_pieces(sizes, padding):
-    blocks = [["res_x", 1], ["compress_all_res", {}], ["compress_time", {}], ["res_x_y", {}], ["compress_time_res", {}]]
-    encoder = VideoEncoder(
-        small_config(encoder_blocks=blocks, decoder_blocks=THREE_TIMES, spatial_padding_mode=padding)
-    )
-    filled(encoder)
-    sizes = [*sizes, 1 + -sum(sizes) % 8]
-    assert sum(sizes) % 8 == 1
-    video = normal((1, sum(sizes), 8, 12, 3))
-    starts = np.cumsum([0, *sizes])
-    pieces = [patchify(video[:, a:b], 2) for a, b in itertools.pairwise(starts)]
-    stages = [stage for chain in encoder.chains() for stage in chain]
-    assert error(together(run(stages, pieces)), encoder(video)) < 1e-5
-
-
-THREE_TIMES = [["compress_time", {}], ["compress_time", {}], ["compress_all", {}]]
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_residual_block_keeps_four_frames(causal):
-    (stage,) = filled(ResnetBlock(4, 4, "zeros")).stages(Conditions(causal))
-    for number in range(6):
-        list(run([OnlyPush(stage)], [normal((1, 1, 2, 2, 4))], pixels=None))
-        if number >= 3:
-            assert sum(array.shape[1] for array in stage.kept()) == 4
-
-
-class OnlyPush(Stage):
-    """A stage that is never told of the last frame."""
-
-    def __init__(self, stage):
-        self.stage = stage
-
-    def push(self, x, last):
-        return self.stage.push(x, False)
-
-    def kept(self):
-        return self.stage.kept()
-
-
-def test_memory_does_not_grow_with_the_clip_and_frames_come_early():
-    config = small_config(decoder_base_channels=32, spatial_padding_mode="zeros")
-    decoder = filled(VideoDecoder(config))
-    peaks = []
-    for frames in (6, 30):
-        latent = normal((1, frames, 8, 8, 4))
-        mx.eval(latent)
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        count = 0
-        for piece in decoder.stream(latent, noise=CountedNoise(), pixels=1):
-            count += piece.shape[1]
-        assert count == 1 + 4 * (frames - 1)
-        peaks.append(mx.get_peak_memory() - before)
-    assert peaks[1] < 1.1 * peaks[0]
 
 
 # --- types, errors, layouts -----------------------------------------------------------------------------------------

@@ -1,0 +1,199 @@
+"""How much memory a streamed clip takes and how much work it is, from the bookkeeping of the stages.
+
+Pure arithmetic: nothing is evaluated, and networks are built without their weights being made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_ltx.models.streaming import ELEMENTS_PER_PIECE, FRAMES_PER_PIECE, Rows, Stage
+from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
+from mlx_ltx.models.video_vae_blocks import UNFOLDED_ELEMENTS
+
+KERNEL = 27  # taps of a convolution of 3x3x3
+
+
+class Level(NamedTuple):
+    """What a stage meets: frames of ``rows`` by ``width`` pixels, in pieces of so many frames and rows.
+
+    Attributes:
+        frames: of the clip at this stage; infinite for a clip of any length.
+    """
+
+    stage: Stage
+    channels: int
+    rows: Rows
+    width: int
+    frames: float
+    piece_frames: int
+    piece_rows: int
+
+    @property
+    def height(self) -> int:
+        """Rows that are worked on."""
+        return self.rows.stop - self.rows.first
+
+
+def predict_peak(
+    config: VideoVaeConfig,
+    height: int,
+    width: int,
+    dtype: mx.Dtype,
+    *,
+    bands: int = 1,
+    frames: float = math.inf,
+    elements: int = ELEMENTS_PER_PIECE,
+) -> int:
+    """MLX's peak, in bytes, of decoding one clip: weights, what the layers keep, and the piece at work.
+
+    Frames that wait for the other bands are not counted (they are outside MLX, or in the caller's hands), nor is what
+    the caller makes of the frames that come out.
+
+    Args:
+        height, width: of the picture in pixels; multiples of ``config.space_scale``.
+        dtype: of weights and activations.
+        bands, elements: see :meth:`mlx_ltx.models.video_vae.VideoDecoder.stream`.
+        frames: of the clip; a short one never fills what is kept.
+    """
+    decoder = VideoDecoder(config)
+    stages = list(itertools.chain.from_iterable(decoder.chains(decoder.no_conditions())))
+    latent_frames = frames if math.isinf(frames) else 1 + (frames - 1) // config.time_scale
+    rows, columns = height // config.space_scale, width // config.space_scale
+    pixels = config.image_channels * height * width
+    work = max(
+        working_bytes(stages, config.latent_channels, read, columns, latent_frames, dtype, elements)
+        for _, read in decoder.band_rows(rows, bands)
+    )
+    assembly = 0 if bands == 1 else pixels  # a frame, beside the part of the last band
+    latents = 0 if math.isinf(frames) else 2 * int(latent_frames) * rows * columns * config.latent_channels
+    return module_bytes(decoder, dtype) + work + (assembly + latents) * dtype.size
+
+
+def predict_encode_peak(
+    config: VideoVaeConfig, height: int, width: int, dtype: mx.Dtype, elements: int = ELEMENTS_PER_PIECE
+) -> int:
+    """MLX's peak, in bytes, of encoding one clip of any length, without the clip itself; see :func:`predict_peak`."""
+    encoder = VideoEncoder(config)
+    stages = list(itertools.chain.from_iterable(encoder.chains()))
+    rows = height // config.patch_size
+    channels = config.image_channels * config.patch_size**2
+    work = working_bytes(stages, channels, Rows(0, rows, rows), width // config.patch_size, math.inf, dtype, elements)
+    return module_bytes(encoder, dtype) + work
+
+
+def predict_work(config: VideoVaeConfig, height: int, bands: int) -> float:
+    """How many times the arithmetic of a single band's decode it is to decode ``height`` pixels in ``bands``."""
+    decoder = VideoDecoder(config)
+    stages = list(itertools.chain.from_iterable(decoder.chains(decoder.no_conditions())))
+    rows = height // config.space_scale
+
+    def cost(read: Rows) -> float:
+        return sum(
+            _multiplications(level) * float(level.frames)
+            for level in levels(stages, config.latent_channels, read, 1, 1, ELEMENTS_PER_PIECE)
+        )
+
+    return sum(cost(read) for _, read in decoder.band_rows(rows, bands)) / cost(Rows(0, rows, rows))
+
+
+def module_bytes(module: nn.Module, dtype: mx.Dtype) -> int:
+    """The module's weights as ``dtype``."""
+    return sum(parameter.size for _, parameter in arrays(module)) * dtype.size
+
+
+def arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
+    """The module's parameters with their paths."""
+    return [(path, value) for path, value in tree_flatten(module.parameters()) if isinstance(value, mx.array)]
+
+
+def levels(
+    stages: Sequence[Stage], channels: int, rows: Rows, width: int, frames: float, elements: int
+) -> Iterator[Level]:
+    """What each stage of a chain meets, the pieces as large as they can be."""
+    for stage in stages:
+        limit, height = max(1, int(elements / stage.growth)), rows.stop - rows.first
+        piece_frames = int(min(frames, FRAMES_PER_PIECE, max(1, limit // (height * width * channels))))
+        piece_rows = min(height, max(1, limit // (width * channels)))
+        yield Level(stage, channels, rows, width, frames, piece_frames, piece_rows)
+        for window in stage.windows():
+            rows = window.output_rows(rows)
+        time, down, along = stage.factors
+        rows = rows.times(int(down * math.prod(window.row_step for window in stage.windows())))
+        frames, width, channels = max(1, frames * time), int(width * along), stage.out_channels
+
+
+def working_bytes(
+    stages: Sequence[Stage],
+    channels: int,
+    rows: Rows,
+    width: int,
+    frames: float,
+    dtype: mx.Dtype,
+    elements: int = ELEMENTS_PER_PIECE,
+) -> int:
+    """What a chain takes beside weights and input: what all stages keep, what waits, the largest piece at work.
+
+    Args:
+        channels, rows, width, frames: of the input.
+    """
+    held = largest = 0.0
+    for level in levels(stages, channels, rows, width, frames, elements):
+        held += _kept(level)
+        largest = max(largest, _at_work(level))
+        if level.stage is stages[-1] and level.piece_rows < level.height:  # rows of the output wait to be a frame
+            _, down, along = map(float, level.stage.factors)
+            made = level.height * level.width * level.stage.out_channels * down * along
+            held, largest = held + made, max(largest, made)
+    return int((held + largest) * dtype.size)
+
+
+def _kept(level: Level) -> float:
+    """Elements that a stage holds between pieces."""
+    stage, whole = level.stage, level.piece_rows == level.height
+    held = 0.0
+    for window in stage.windows():
+        # The frames that the next output needs, and of the newest the rows that have no output yet.
+        rows = min(level.frames, window.size - 1) * level.height + (0 if whole else 2)
+        held += level.width * window.channels * rows
+    time, down, along = map(float, stage.factors)
+    if time > 1:  # the second of two frames waits for the first, whole pieces for those before them
+        waiting = max(0, level.piece_frames * time - FRAMES_PER_PIECE) if whole else time - 1
+        held += level.width * level.height * stage.out_channels * waiting * down * along
+    return held
+
+
+def _at_work(level: Level) -> float:
+    """Elements that a stage makes of a piece for a while; measured, since much of it depends on when MLX evaluates."""
+    stage, work = level.stage, 0.0
+    for window in stage.windows():
+        line = level.width * window.channels
+        # The last piece of whole frames gives one more, which sees a copy of the last frame.
+        number = level.piece_frames
+        if level.piece_rows == level.height:
+            number = int(min(number + window.after, level.frames))
+        patch = line * (window.step * (number - 1) + window.size) * min(level.height, level.piece_rows + 2)
+        unfolded = KERNEL * line * level.piece_rows * number
+        limit = max(UNFOLDED_ELEMENTS if mx.default_device() == mx.Device(mx.cpu) else 0, KERNEL * line)
+        made = level.width * level.piece_rows * number * window.kernels
+        if unfolded > limit:  # several bands, evaluated one after the other once the patch is activated
+            work = max(work, 4 * patch + limit, patch + 4 * made)
+        else:  # all in one evaluation
+            work = max(work, 4 * patch + unfolded + 4 * made)
+    return work
+
+
+def _multiplications(level: Level) -> float:
+    """Per frame of the input, for each tap of the kernels."""
+    total, rows = 0.0, level.rows
+    for window in level.stage.windows():
+        rows = window.output_rows(rows)
+        total += (rows.stop - rows.first) * level.width * window.channels * window.kernels
+    return total
