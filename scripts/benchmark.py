@@ -3,8 +3,11 @@
 
     python scripts/benchmark.py demo      a clip of the embedded demo model, phase by phase
     python scripts/benchmark.py block     one block of the transformer, for several numbers of tokens
+    python scripts/benchmark.py step      a guided step: its passes one by one, and sharing what they have in common
+    python scripts/benchmark.py stream    the transformer read from disk while it runs, and how much of that is hidden
     python scripts/benchmark.py decode    the video decoder, streamed and whole
     python scripts/benchmark.py vocoder   the vocoder with its bandwidth extension
+    python scripts/benchmark.py quantize  quantised layers: their speed, and the error of a block
 
 Networks are built at the widths of LTX-2.3 (or of --checkpoint) with random weights: speed and memory do not depend on
 the values. Every number comes from several runs after a warm-up that is not counted. Peak memory is MLX's own count,
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +65,7 @@ class Measurement:
         seconds: of every run.
         peak_bytes: the largest of the runs' peaks.
         amount, unit: what one run makes ("frames"), for the rate; an amount of 0 has none.
+        figures: other results, by what they are called.
     """
 
     name: str
@@ -69,13 +73,15 @@ class Measurement:
     peak_bytes: int
     amount: float = 0
     unit: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
     def row(self) -> list[str]:
-        rate = f"{self.amount / self.median:.3g} {self.unit}/s" if self.amount else ""
+        rates = [f"{self.amount / self.median:.3g} {self.unit}/s"] if self.amount else []
+        rate = ", ".join([*rates, *(f"{name} {value:.3g}" for name, value in self.figures.items())])
         low, high = min(self.seconds), max(self.seconds)
         spread = f"{low:.3f} to {high:.3f}"
         return [self.name, f"{self.median:.3f}", spread, str(len(self.seconds)), f"{self.peak_bytes / MIB:,.1f}", rate]
@@ -113,6 +119,22 @@ class Stopwatch:
             peak = max(peak, mx.get_peak_memory() - before)
         return Measurement(name, tuple(seconds[1:] or seconds), peak, amount, unit)
 
+    def measure_in_turns(self, runs: dict[str, Callable[[], object]]) -> list[Measurement]:
+        """As :meth:`measure`, one run of each after the other, so that what disturbs one disturbs all.
+
+        Each has as many runs as the others, and at least one after its warm-up.
+        """
+        rounds: list[list[Measurement]] = []
+        once = Stopwatch(0, self.limit)
+        while len(rounds) < 2 or (
+            len(rounds) <= self.repeats and sum(each.seconds[0] for one in rounds for each in one) < self.limit
+        ):
+            rounds.append([once.measure(name, run) for name, run in runs.items()])
+        return [
+            Measurement(each[0].name, tuple(m.seconds[0] for m in each[1:]), max(m.peak_bytes for m in each))
+            for each in zip(*rounds, strict=True)
+        ]
+
 
 # --- what is measured ---
 
@@ -141,6 +163,7 @@ def benchmark_demo(arguments: argparse.Namespace) -> Iterator[Measurement]:
                 width=width,
                 height=height,
                 num_frames=arguments.frames,
+                cache=False,
                 dtype=arguments.dtype or "auto",
             )
             clips.append(_one_clip(request))
@@ -172,7 +195,7 @@ def benchmark_block(arguments: argparse.Namespace) -> Iterator[Measurement]:
     dtype = chosen_dtype(arguments)
     model = Transformer(replace(config, layers=1))
     model.set_dtype(dtype)
-    states = [_states(model, tokens, arguments.audio_tokens, arguments.text_tokens) for tokens in arguments.tokens]
+    states = [block_states(model, tokens, arguments.audio_tokens, arguments.text_tokens) for tokens in arguments.tokens]
     block = model.blocks[0]
     del model  # the layers around the block are not measured
     mx.eval(block.parameters())
@@ -187,8 +210,16 @@ def _run_block(block: Block, video: StreamState, audio: StreamState) -> None:
     mx.eval([state.x for state in block(video, audio, 0, (Perturbation(),)) if state is not None])
 
 
-def _states(model: Transformer, video: int, audio: int, text: int) -> tuple[StreamState, StreamState]:
-    """The streams as they enter the first block, evaluated: random tokens at random positions, all at one noise."""
+def block_states(model: Transformer, video: int, audio: int, text: int) -> tuple[StreamState, StreamState]:
+    """The streams as they enter the first block, evaluated."""
+    inputs = stream_inputs(model, video, audio, text)
+    states = model.video.prepare(inputs[0], inputs[1]), model.audio.prepare(inputs[1], inputs[0])
+    mx.eval(_arrays(states))
+    return states
+
+
+def stream_inputs(model: Transformer, video: int, audio: int, text: int) -> tuple[StreamInput, StreamInput]:
+    """Random tokens at random positions, all at one noise level."""
     random = np.random.default_rng(0)
     positions = [
         random.uniform(0, 1, (1, axes, count, 2)).astype(np.float32) for axes, count in ((3, video), (1, audio))
@@ -208,9 +239,8 @@ def _states(model: Transformer, video: int, audio: int, text: int) -> tuple[Stre
                 rope=rope,
             )
         )
-    states = model.video.prepare(inputs[0], inputs[1]), model.audio.prepare(inputs[1], inputs[0])
-    mx.eval(_arrays(states))
-    return states
+    mx.eval([(given.latent, given.context) for given in inputs])
+    return inputs[0], inputs[1]
 
 
 def _arrays(tree: Any) -> list[mx.array]:
@@ -422,7 +452,9 @@ def build_parser() -> Parser:
     shape.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="take the config of this checkpoint, not LTX-2.3's"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo|block|decode|vocoder")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="demo|block|step|stream|decode|vocoder|quantize"
+    )
 
     demo = commands.add_parser("demo", parents=[common, dtype], help="a clip, phase by phase")
     demo.add_argument("--model", default="demo", metavar="NAME|PATH", help="another model (%(default)s)")
@@ -449,6 +481,12 @@ def build_parser() -> Parser:
     vocoder = commands.add_parser("vocoder", parents=[common, shape], help="the vocoder")
     vocoder.add_argument("--seconds", type=NUMBER, nargs="+", default=[0.5], metavar="X", help="of sound (0.5)")
     vocoder.set_defaults(run=benchmark_vocoder)
+
+    import benchmark_quantize  # which imports this module
+    import benchmark_transformer
+
+    benchmark_quantize.add_command(commands, [common, dtype, shape])
+    benchmark_transformer.add_commands(commands, [common, dtype], shape)
     return parser
 
 
@@ -479,4 +517,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import benchmark  # the module that its parts import, not a second copy of it
+
+    sys.exit(benchmark.main())

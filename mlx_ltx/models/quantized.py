@@ -29,21 +29,20 @@ class Limits(NamedTuple):
 
     Attributes:
         packed_rows: up to so many rows of activations go through ``mx.quantized_matmul``.
-        dense_bytes: the largest piece of a weight that is taken apart at a time.
+        piece_rows: for more, the weight is taken apart in pieces of at most so many rows (outputs) at a time.
     """
 
     packed_rows: int
-    dense_bytes: int
+    piece_rows: int
 
 
-# CPU, measured on 2 cores of an AMD EPYC (Zen 5) with OpenBLAS, float32, 4 bits in groups of 64. A weight of 4096x4096
-# times one row takes 13 ms packed; taking it apart and multiplying takes 17 to 30 ms up to some ten rows; so two rows
-# are the limit. Pieces under 32 MiB come from memory that the C library keeps; larger ones are given back, and faulted
-# in page by page each time, which costs as much as all the arithmetic. With fewer rows per piece the product is slower.
-# GPU: not measured. A product of 256 rows takes about as long as taking the weight apart; the largest layer of LTX-2
-# (128 MiB in bfloat16) stays in one piece. To be measured with scripts/benchmark.py quantize on a Mac.
-CPU = Limits(packed_rows=2, dense_bytes=24 << 20)
-GPU = Limits(packed_rows=256, dense_bytes=256 << 20)
+# CPU, measured on 2 cores of an AMD EPYC (Zen 5) with OpenBLAS, float32, 4 bits in groups of 64 (@MEASURED@).
+# Pieces under 32 MiB (480 rows of 16384) come from memory that the C library keeps; larger ones are given back, and
+# faulted in page by page each time, which costs as much as all the arithmetic. Fewer rows make the product slower.
+# GPU: not measured. By arithmetic, taking a weight apart costs about as much as some hundred rows of its product; the
+# largest layer of LTX-2 (128 MiB in bfloat16) stays in one piece. To be measured with benchmark.py quantize on a Mac.
+CPU = Limits(packed_rows=2, piece_rows=480)
+GPU = Limits(packed_rows=256, piece_rows=1 << 20)
 
 
 def limits() -> Limits:
@@ -144,22 +143,22 @@ class QuantizedLinear(nn.QuantizedLinear):
         if x.size // x.shape[-1] <= device.packed_rows:
             return super().__call__(x)
         outputs = self.weight.shape[0]
-        rows = max(1, device.dense_bytes // (x.shape[-1] * x.dtype.size))
+        rows = -(-outputs // -(-outputs // device.piece_rows))  # pieces of equal size
         pieces: list[mx.array] = []
         for first in range(0, outputs, rows):
             # One after the other, so that only one piece lies in memory at a time.
             after = pieces[-1] if pieces else None
             pieces.append(self._multiply(x, first, first + rows, after))
-        y = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=-1)
-        return y + self.bias if "bias" in self else y
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=-1)
 
     def _multiply(self, x: mx.array, first: int, last: int, after: mx.array | None) -> mx.array:
-        """``x`` times the rows ``first`` to ``last`` of the weight, once ``after`` has been computed."""
+        """The outputs ``first`` to ``last``, once ``after`` has been computed."""
         weight, scales, biases = self.weight, self.scales, self.get("biases")
         if after is not None:
             (weight,) = mx.depends([weight], [after])
         biases = None if biases is None else biases[first:last]
-        return x @ self.format.dequantize(weight[first:last], scales[first:last], biases, x.dtype).T
+        dense = self.format.dequantize(weight[first:last], scales[first:last], biases, x.dtype).T
+        return mx.addmm(self.bias[first:last], x, dense) if "bias" in self else x @ dense
 
 
 def quantized_layer(layer: nn.Module, weight_format: WeightFormat) -> nn.Module:

@@ -111,7 +111,9 @@ def module_bytes(module: nn.Module, dtype: mx.Dtype) -> int:
 
 def arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
     """The module's parameters with their paths."""
-    return [(path, value) for path, value in tree_flatten(module.parameters()) if isinstance(value, mx.array)]
+    flat = tree_flatten(module.parameters())
+    assert isinstance(flat, list)
+    return [(path, value) for path, value in flat if isinstance(value, mx.array)]
 
 
 def levels(

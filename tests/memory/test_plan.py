@@ -20,6 +20,7 @@ TOLERANCE = 0.15
 SLACK = 8 << 20
 GB = 1 << 30
 
+AS_IT_IS = {"quantize": "none", "quantize_text": "none", "weights": "resident"}
 SIZES = [
     {"width": 64, "height": 64, "num_frames": 9},
     {"width": 128, "height": 64, "num_frames": 33, "audio": False},
@@ -88,7 +89,7 @@ def test_the_text_model_is_gone_before_the_transformer_and_that_before_the_decod
 
 
 def test_what_does_not_fit_is_refused_before_the_work_with_what_would(tmp_path, middle_model, monkeypatch):
-    job = prepare(request(tmp_path, model=str(middle_model), width=512, height=512, num_frames=33))
+    job = prepare(request(tmp_path, model=str(middle_model), width=512, height=512, num_frames=33, **AS_IT_IS))
     peak = make_plan(job).peak_bytes
     monkeypatch.setattr("mlx_ltx.pipelines.predict.total_memory", lambda: int(0.95 * peak))
     with pytest.raises(UserError, match=r"needs .* of memory.*--width \d+ --height \d+") as caught:
