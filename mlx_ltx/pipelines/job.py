@@ -228,6 +228,8 @@ def prepare(request: Request) -> Job:
             load_image(image.path)
         elif request.hdr is None:
             raise UserError(f"--image {image.path}: EXR images need --hdr, which says what their values mean")
+        elif image.crf is not None:
+            raise UserError(f"--image {image.path}: crf {image.crf} is for pictures of 8 bits, not for EXR")
         else:
             read_exr(image.path)
     guided = _is_guided(request, pipeline, model)

@@ -141,6 +141,11 @@ def test_a_missing_library_for_exr_is_noticed_before_the_work(tmp_path, monkeypa
     assert 'install it with: pip install "mlx_ltx[hdr]"' in refused(hdr="ACESCG", output_exr=tmp_path / "frames")
 
 
+def test_an_exr_picture_is_not_compressed_before_it_is_encoded(tmp_path):
+    images = (ImageInput(tmp_path / "light.exr", crf=20),)
+    assert "crf 20 is for pictures of 8 bits" in refused(images=images, hdr="ACESCG", output=tmp_path / "a.mp4")
+
+
 def test_a_prompt_that_was_to_be_read_and_is_not_there(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty.txt").write_text(" \n")
     flags = ["--model", "demo", "--output", str(tmp_path / "a.mp4")]
