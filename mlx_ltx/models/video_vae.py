@@ -238,7 +238,7 @@ class VideoEncoder(nn.Module):
         Returns:
             (B, 1 + k, H / space_scale, W / space_scale, latent_channels), normalised, in the dtype of the weights.
         """
-        self._check_frames(video.shape[1])
+        self.check_frames(video.shape[1])
         return mx.concatenate(list(self.stream([video])), axis=1)
 
     def stream(self, clip: Iterable[mx.array], *, elements: int | None = ELEMENTS_PER_PIECE) -> Iterator[mx.array]:
@@ -264,18 +264,23 @@ class VideoEncoder(nn.Module):
         return run(stages, self._patches(clip), elements)
 
     def _patches(self, clip: Iterable[mx.array]) -> Iterator[mx.array]:
-        space, frames = self.config.space_scale, 0
+        frames = 0
         for video in clip:
-            height, width = video.shape[2:4]
-            if height % space or width % space or not height * width:
-                raise ValueError(f"frames of {width}x{height} cannot be encoded, only multiples of {space}")
-            if self.config.encoder_padding == "reflect" and min(height, width) < 2 * space:
-                raise ValueError(f"frames of {width}x{height} are too small, {2 * space}x{2 * space} is the least")
+            self.check_size(*video.shape[2:4])
             frames += video.shape[1]
             yield patchify(video.astype(self.conv_in.conv.weight.dtype), self.config.patch_size)
-        self._check_frames(frames)
+        self.check_frames(frames)
 
-    def _check_frames(self, frames: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError if such frames cannot be encoded."""
+        space = self.config.space_scale
+        if height % space or width % space or not height * width:
+            raise ValueError(f"frames of {width}x{height} cannot be encoded, only multiples of {space}")
+        if self.config.encoder_padding == "reflect" and min(height, width) < 2 * space:
+            raise ValueError(f"frames of {width}x{height} are too small, {2 * space}x{2 * space} is the least")
+
+    def check_frames(self, frames: int) -> None:
+        """Raise ValueError if a clip of so many frames cannot be encoded."""
         time = self.config.time_scale
         if frames % time != 1 % time or frames < 1:
             raise ValueError(f"{frames} frames cannot be encoded, only 1 + a multiple of {time}")

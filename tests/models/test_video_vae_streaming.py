@@ -13,7 +13,7 @@ from video_vae_cases import THREE_TIMES, CountedNoise, error, filled, normal, sm
 
 from mlx_ltx.models import streaming, streaming_memory, video_vae_blocks
 from mlx_ltx.models.streaming import Rows, chain, feed, reach, run
-from mlx_ltx.models.streaming_memory import arrays, predict_encode_peak, predict_peak, predict_work, working_bytes
+from mlx_ltx.models.streaming_memory import module_bytes, predict_encode_peak, predict_peak, predict_work, working_bytes
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import Conditions, ConvStage, Downsample, PaddedConv, ResnetBlock
 
@@ -355,7 +355,7 @@ def test_the_predicted_peak_is_the_measured_one(monkeypatch, version, channels, 
     decoder = filled(VideoDecoder(config))
     latent = normal((1, frames, height, width, 16))
     mx.eval(latent)
-    held = sum(array.nbytes for _, array in arrays(decoder)) + latent.nbytes
+    held = module_bytes(decoder, mx.float32) + latent.nbytes
     measured = held + peak(decoder.stream(latent, bands=bands, aside=Forget, elements=elements))
     size = {"height": 32 * height, "width": 32 * width, "frames": 1 + 8 * (frames - 1)}
     predicted = predict_peak(config, **size, dtype=mx.float32, bands=bands, elements=elements)
@@ -373,7 +373,7 @@ def test_the_predicted_peak_of_encoding_is_the_measured_one(monkeypatch):
     config = small_config(latent_channels=16, encoder_blocks=blocks, decoder_blocks=other)
     encoder = filled(VideoEncoder(config))
     measured = peak(encoder.stream((mx.zeros((1, 1, 128, 96, 3)) for _ in range(9)), elements=1 << 13))
-    weights = sum(array.nbytes for _, array in arrays(encoder))
+    weights = module_bytes(encoder, mx.float32)
     predicted = predict_encode_peak(config, 128, 96, mx.float32, elements=1 << 13)
     assert 0.85 < predicted / (measured + weights) < 1.15
 
