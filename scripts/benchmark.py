@@ -5,7 +5,8 @@
     python scripts/benchmark.py block     one block of the transformer, for several numbers of tokens
     python scripts/benchmark.py step      a guided step: its passes one by one, and sharing what they have in common
     python scripts/benchmark.py stream    the transformer read from disk while it runs, and how much of that is hidden
-    python scripts/benchmark.py decode    the video decoder, streamed and whole
+    python scripts/benchmark.py decode    the video decoder, streamed, in bands, in tiles and whole
+    python scripts/benchmark.py encode    the video encoder, streamed and whole
     python scripts/benchmark.py vocoder   the vocoder with its bandwidth extension
     python scripts/benchmark.py quantize  quantised layers: their speed, and the error of a block
 
@@ -45,7 +46,6 @@ from mlx_ltx.events import MemorySeen, PhaseStarted
 from mlx_ltx.media.atomic import check_output
 from mlx_ltx.memory.machine import total_memory
 from mlx_ltx.models.transformer import Block, Perturbation, StreamInput, StreamState, Transformer, TransformerConfig
-from mlx_ltx.models.video_vae import VideoDecoder, VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig, build_vocoder
 
 PUBLISHED_CONFIGS = Path(__file__).parents[1] / "tests" / "golden" / "real_configs.json"
@@ -249,38 +249,6 @@ def _arrays(tree: Any) -> list[mx.array]:
     return [array for part in tree for array in _arrays(part)] if isinstance(tree, tuple) else []
 
 
-def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
-    """The video decoder: frame by frame, as every pipeline uses it, and with the whole clip in every layer."""
-    config = load_config(arguments, VideoVaeConfig.from_metadata)
-    (width, height), frames = arguments.size, arguments.frames
-    if width % config.space_scale or height % config.space_scale:
-        raise UserError(f"--size {width}x{height}: width and height must be multiples of {config.space_scale}")
-    if (frames - 1) % config.time_scale:
-        raise UserError(f"--frames {frames}: must be {config.time_scale}k + 1")
-    dtype = chosen_dtype(arguments)
-    decoder = VideoDecoder(config)
-    decoder.set_dtype(dtype)
-    mx.eval(decoder.parameters())
-    shape = (1, 1 + (frames - 1) // config.time_scale, height // config.space_scale, width // config.space_scale)
-    latent = mx.random.normal((*shape, config.latent_channels)).astype(dtype)
-    mx.eval(latent)
-    watch = Stopwatch(arguments.repeats, arguments.limit)
-
-    def streamed() -> None:
-        for pixels in decoder.stream(latent, noise=mx.random.normal):
-            del pixels  # a writer would take them now
-
-    def whole() -> None:
-        # A push without a limit runs every layer once, over all frames.
-        mx.eval(list(decoder.stream(latent, noise=mx.random.normal, elements=None)))
-
-    for mode, run in (("streamed", streamed), ("whole", whole)):
-        if mode in arguments.modes:
-            yield watch.measure(
-                f"{mode}, {width}x{height}, {frames} frames, {dtype_name(dtype)}", run, frames, "frames"
-            )
-
-
 def benchmark_vocoder(arguments: argparse.Namespace) -> Iterator[Measurement]:
     """Mel spectrogram to stereo waveform; always float32, as in every pipeline."""
     config = load_config(arguments, VocoderConfig.from_metadata)
@@ -453,7 +421,7 @@ def build_parser() -> Parser:
         "--checkpoint", type=Path, metavar="FILE", help="take the config of this checkpoint, not LTX-2.3's"
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="demo|block|step|stream|decode|vocoder|quantize"
+        dest="command", required=True, metavar="demo|block|step|stream|decode|encode|vocoder|quantize"
     )
 
     demo = commands.add_parser("demo", parents=[common, dtype], help="a clip, phase by phase")
@@ -470,23 +438,17 @@ def build_parser() -> Parser:
     block.add_argument("--text-tokens", type=WHOLE, default=128, metavar="N", help="(%(default)s; real prompts: 1024)")
     block.set_defaults(run=benchmark_block)
 
-    decode = commands.add_parser("decode", parents=[common, dtype, shape], help="the video decoder")
-    decode.add_argument("--size", type=size, default=(64, 64), metavar="WxH", help="pixels (64x64)")
-    decode.add_argument("--frames", type=WHOLE, default=9, metavar="N", help="(%(default)s)")
-    decode.add_argument(
-        "--modes", nargs="+", choices=["streamed", "whole"], default=["streamed", "whole"], help="(both)"
-    )
-    decode.set_defaults(run=benchmark_decode)
-
     vocoder = commands.add_parser("vocoder", parents=[common, shape], help="the vocoder")
     vocoder.add_argument("--seconds", type=NUMBER, nargs="+", default=[0.5], metavar="X", help="of sound (0.5)")
     vocoder.set_defaults(run=benchmark_vocoder)
 
     import benchmark_quantize  # which imports this module
     import benchmark_transformer
+    import benchmark_video_vae
 
     benchmark_quantize.add_command(commands, [common, dtype, shape])
     benchmark_transformer.add_commands(commands, [common, dtype], shape)
+    benchmark_video_vae.add_commands(commands, [common, dtype, shape])
     return parser
 
 

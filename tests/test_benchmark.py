@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ["demo", "--pipeline", "distilled", "--size", "128x64", "--frames", "9"],
     "block": ["block", "--checkpoint", TRANSFORMER, "--tokens", "4", "12", "--audio-tokens", "3", "--text-tokens", "5"],
     "decode": ["decode", "--checkpoint", VIDEO_VAE, "--size", "64x96", "--frames", "17"],
+    "encode": ["encode", "--checkpoint", VIDEO_VAE, "--size", "64x96", "--frames", "9"],
     "vocoder": ["vocoder", "--checkpoint", VOCODER, "--seconds", "0.1", "0.2"],
 }
 
@@ -64,7 +65,8 @@ def test_every_command_gives_sane_numbers(capsys, tmp_path, command):
         line = next(line for line in out.splitlines() if line.startswith(result["name"] + "  "))
         assert f" {result['median_seconds']:.3f} " in line
         if result["amount"]:
-            assert line.endswith(f" {result['amount'] / result['median_seconds']:.3g} {result['unit']}/s")
+            figures = "".join(f", {name} {value:.3g}" for name, value in result["figures"].items())
+            assert line.endswith(f" {result['amount'] / result['median_seconds']:.3g} {result['unit']}/s{figures}")
 
 
 def test_the_whole_demo_clip_takes_as_long_as_its_phases(capsys, tmp_path):
@@ -82,6 +84,24 @@ def test_streaming_needs_less_memory_than_a_whole_clip(capsys, tmp_path):
     assert 2 * streamed["peak_bytes"] < whole["peak_bytes"]
     (only,) = run(capsys, tmp_path, *flags, "--modes", "whole")[1]["results"]
     assert only["name"] == whole["name"]
+
+
+def test_bands_and_tiles_of_a_size_that_is_rounded_up(capsys, tmp_path):
+    flags = ["decode", "--checkpoint", VIDEO_VAE, "--size", "64x130", "--frames", "9", "--repeats", "1"]
+    flags += ["--modes", "bands", "tiled", "streamed", "--bands", "3"]
+    results = run(capsys, tmp_path, *flags)[1]["results"]
+    assert [result["name"].split(", 64x160, 9 frames")[0] for result in results] == ["streamed", "3 bands", "tiled"]
+    streamed, bands, tiled = (result["figures"] for result in results)
+    assert streamed["MiB predicted"] > 0
+    assert 1 < bands["times the work"] <= 3
+    assert tiled == {}
+
+
+def test_streaming_an_encode_needs_less_memory_than_a_whole_clip(capsys, tmp_path):
+    flags = ["encode", "--checkpoint", VIDEO_VAE, "--size", "64x64", "--frames", "65", "--repeats", "1"]
+    streamed, whole = run(capsys, tmp_path, *flags)[1]["results"]
+    assert 2 * streamed["peak_bytes"] < whole["peak_bytes"]
+    assert 0 < streamed["figures"]["MiB predicted"] * benchmark.MIB < whole["peak_bytes"]
 
 
 def test_the_dtype_is_used(capsys, tmp_path):
@@ -149,12 +169,15 @@ def test_peak_memory_is_what_the_run_adds():
     ("flags", "message"),
     [
         ([], "required"),
-        (["encode"], "invalid choice: 'encode'"),
+        (["encod"], "invalid choice: 'encod'"),
         (["block", "--repeats", "0"], "--repeats: 0 is not a positive whole number"),
         (["block", "--tokens", "many"], "--tokens: many is not a positive whole number"),
         (["vocoder", "--seconds", "nan"], "--seconds: nan is not a positive number"),
         (["decode", "--size", "256"], "--size: 256 is not a size such as 192x128"),
-        (["decode", "--checkpoint", VIDEO_VAE, "--size", "64x65"], "--size 64x65: width and height must be multiples"),
+        (
+            ["decode", "--checkpoint", VIDEO_VAE, "--modes", "bands", "--bands", "3"],
+            "--bands 3: the picture has 2 rows",
+        ),
         (["decode", "--checkpoint", VIDEO_VAE, "--frames", "10"], "--frames 10: must be"),
         (["decode", "--checkpoint", TRANSFORMER], "vae"),
         (["decode", "--checkpoint", "missing.safetensors"], "missing.safetensors"),
