@@ -45,7 +45,10 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.events import MemorySeen, PhaseStarted
 from mlx_ltx.media.atomic import check_output
 from mlx_ltx.memory.machine import total_memory
-from mlx_ltx.models.transformer import Block, Perturbation, StreamInput, StreamState, Transformer, TransformerConfig
+from mlx_ltx.models.passes import Perturbation, StreamInput
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_block import Block, StreamState
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.vocoder import VocoderConfig, build_vocoder
 
 PUBLISHED_CONFIGS = Path(__file__).parents[1] / "tests" / "golden" / "real_configs.json"

@@ -31,8 +31,11 @@ from benchmark import (
     size,
 )
 from mlx_ltx.checkpoints.quantize import SETTINGS, Quantization, choose_formats, transformer_rules
+from mlx_ltx.models.passes import Perturbation
 from mlx_ltx.models.quantized import QuantizedLinear, WeightFormat, quantize_layers, quantized_layer
-from mlx_ltx.models.transformer import Block, Perturbation, StreamState, Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_block import Block, StreamState
+from mlx_ltx.models.transformer_config import TransformerConfig
 
 WIDTHS = ((4096, 4096), (4096, 16384), (16384, 4096))
 PARTS = ("speed", "accuracy")

@@ -20,7 +20,9 @@ from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.stream import BlockStream, evaluate_ends
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.passes import PassInput, Perturbation
-from mlx_ltx.models.transformer import Block, Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_block import Block
+from mlx_ltx.models.transformer_config import TransformerConfig
 
 
 def add_commands(commands: Any, parents: list[argparse.ArgumentParser], shape: argparse.ArgumentParser) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 
 from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import published_shapes
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 PATTERN = (1 << 23) + 19  # numbers until they repeat; prime to the sizes of tensors, so that no two begin alike

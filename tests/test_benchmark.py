@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 import benchmark
-from mlx_ltx.models.transformer import TransformerConfig
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 

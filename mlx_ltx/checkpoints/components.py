@@ -17,7 +17,8 @@ from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.connectors import TextConnectors
 from mlx_ltx.models.gemma import GemmaConfig
 from mlx_ltx.models.text_features import FeatureConfig, FeatureExtractor
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import ChannelStatistics

@@ -29,7 +29,8 @@ from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import read_array
 from mlx_ltx.checkpoints.lora import Lora, LoraFile
 from mlx_ltx.models.lora import LoraLinear
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 
 
 class LoraStack:

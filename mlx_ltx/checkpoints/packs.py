@@ -27,7 +27,8 @@ from mlx_ltx.checkpoints.recognise import what_else
 from mlx_ltx.errors import UserError
 from mlx_ltx.media.atomic import atomic_folder, check_output_folder
 from mlx_ltx.models.quantized import WeightFormat
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 
 CONFIG = "config.json"
 MAX_SHARD_BYTES = 5_000_000_000

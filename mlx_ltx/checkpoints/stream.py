@@ -18,7 +18,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_ltx.models.transformer import Block, Transformer
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_block import Block
 
 
 class BlockStream:

@@ -16,10 +16,12 @@ from mlx_ltx.memory.trace import parameters, record
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.connectors import Connector
 from mlx_ltx.models.gemma import Gemma, GemmaConfig, all_hidden_states
+from mlx_ltx.models.passes import StreamInput, StreamRope
 from mlx_ltx.models.quantized import WeightFormat
 from mlx_ltx.models.rope import RopeTable
 from mlx_ltx.models.streaming import ELEMENTS_PER_PIECE, FRAMES_PER_PIECE, Stage
-from mlx_ltx.models.transformer import StreamConfig, StreamInput, StreamRope, Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import StreamConfig, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.models.video_vae_blocks import UNFOLDED_ELEMENTS
 from mlx_ltx.models.vocoder import CHANNELS, CHUNK_FRAMES, MEL_BINS, Generator, VocoderConfig

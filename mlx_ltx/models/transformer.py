@@ -9,172 +9,18 @@ class serves both streams; the key map sorts the official names (``attn1``, ``au
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_ltx.models.attention import Attention, FeedForward, KeysValues, rms_norm
+from mlx_ltx.models.attention import KeysValues
 from mlx_ltx.models.passes import PassInput, Perturbation, StreamInput, StreamRope, shared_passes
 from mlx_ltx.models.rope import RopeTable, rope_table
 from mlx_ltx.models.timestep import TimestepEmbedder
-
-# What every published checkpoint says and this implementation takes for granted (model_configurator.py).
-REQUIRED = {
-    "dropout": 0.0, "attention_bias": True, "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000,
-    "num_vector_embeds": None, "use_linear_projection": False, "only_cross_attention": False,
-    "cross_attention_norm": True, "double_self_attention": False, "upcast_attention": False,
-    "standardization_norm": "rms_norm", "norm_elementwise_affine": False, "qk_norm": "rms_norm",
-    "positional_embedding_type": "rope", "use_audio_video_cross_attention": True, "share_ff": False,
-    "av_cross_ada_norm": True, "use_middle_indices_grid": True, "causal_temporal_positioning": True,
-}  # fmt: skip
-PRECISIONS = {"float64": "float64", "float32": "float32", False: "float32", None: "float32"}
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """One modality's sizes.
-
-    Attributes:
-        heads, head_dim: self-attention; their product is the stream's width.
-        in_channels, out_channels: channels of a latent token.
-        context_dim: width of the text tokens that the blocks attend to.
-        max_positions: per position axis, what counts as 1 (seconds, pixels, pixels; or seconds).
-        ff_bias: whether the feed-forward layers have biases.
-        prompt_adaln: whether the timestep also modulates the text tokens.
-        caption_channels: width of text embeddings before the stream's own projection, or None without one.
-        keyframe_embedding: whether tokens of single pixel frames carry a learned mark.
-    """
-
-    heads: int
-    head_dim: int
-    in_channels: int
-    out_channels: int
-    context_dim: int
-    max_positions: tuple[float, ...]
-    ff_bias: bool
-    prompt_adaln: bool
-    caption_channels: int | None
-    keyframe_embedding: bool = False
-
-    @property
-    def dim(self) -> int:
-        return self.heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The transformer's shape; ``video`` or ``audio`` is None in a model of one modality.
-
-    Attributes:
-        text_modulation: cross-attention to the text has its own scale, shift and gate (``cross_attention_adaln``).
-        timestep_scale: sigma times this is the timestep of AdaLN.
-        gate_timestep_scale: the same for the gates between the streams.
-    """
-
-    layers: int
-    video: StreamConfig | None
-    audio: StreamConfig | None
-    norm_eps: float
-    rope_theta: float
-    rope_interleaved: bool
-    rope_precision: str
-    timestep_scale: float
-    gate_timestep_scale: float
-    gated_attention: bool
-    text_modulation: bool
-
-    @classmethod
-    def from_metadata(cls, config: dict[str, Any], video: bool = True, audio: bool = True) -> TransformerConfig:
-        """Read the config of a checkpoint; ``video`` and ``audio`` choose the streams to build.
-
-        Raises:
-            ValueError: the config asks for something that is not implemented; the message names it.
-        """
-        if "transformer" not in config:
-            raise ValueError("the config has no transformer section")
-        values = config["transformer"]
-        for key, required in REQUIRED.items():
-            if values.get(key, required) != required:
-                raise ValueError(f"transformer config {key}={values[key]!r} is not supported, only {required!r}")
-        if values.get("rope_type", "split") not in ("split", "interleaved"):
-            raise ValueError(f"transformer config rope_type={values['rope_type']!r} is not supported")
-        if values.get("frequencies_precision", False) not in PRECISIONS:
-            raise ValueError(
-                f"transformer config frequencies_precision={values['frequencies_precision']!r} is not supported"
-            )
-        heads = values.get("num_attention_heads", 32)
-        if video and audio and heads != values.get("audio_num_attention_heads", 32):
-            raise ValueError("transformer config: video and audio must have the same number of attention heads")
-        text_modulation = values.get("cross_attention_adaln", False)
-        prompt_adaln = text_modulation and values.get("use_prompt_adaln_single", True)
-        # With the caption projection before the connectors, text arrives at each stream's own width.
-        own_projection = not values.get("caption_proj_before_connector", False)
-        caption_channels = values.get("caption_channels", 3840) if own_projection else None
-        return cls(
-            layers=values.get("num_layers", 48),
-            video=StreamConfig(
-                heads=heads,
-                head_dim=values.get("attention_head_dim", 128),
-                in_channels=values.get("in_channels", 128),
-                out_channels=values.get("out_channels", 128),
-                context_dim=values.get("cross_attention_dim", 4096),
-                max_positions=tuple(values.get("positional_embedding_max_pos", [20, 2048, 2048])),
-                ff_bias=values.get("ff_bias", True),
-                prompt_adaln=prompt_adaln,
-                caption_channels=caption_channels,
-                keyframe_embedding=values.get("use_keyframes_abs_pos_embedding", False),
-            )
-            if video
-            else None,
-            audio=StreamConfig(
-                heads=values.get("audio_num_attention_heads", 32),
-                head_dim=values.get("audio_attention_head_dim", 64),
-                in_channels=values.get("audio_in_channels", 128),
-                out_channels=values.get("audio_out_channels", 128),
-                context_dim=values.get("audio_cross_attention_dim", 2048),
-                max_positions=tuple(values.get("audio_positional_embedding_max_pos", [20])),
-                ff_bias=values.get("audio_ff_bias", True),
-                prompt_adaln=prompt_adaln,
-                caption_channels=caption_channels,
-            )
-            if audio
-            else None,
-            norm_eps=values.get("norm_eps", 1e-6),
-            rope_theta=values.get("positional_embedding_theta", 10_000.0),
-            rope_interleaved=values.get("rope_type", "split") == "interleaved",
-            rope_precision=PRECISIONS[values.get("frequencies_precision", False)],
-            timestep_scale=values.get("timestep_scale_multiplier", 1000),
-            gate_timestep_scale=values.get("av_ca_timestep_scale_multiplier", 1),
-            gated_attention=values.get("apply_gated_attention", False),
-            text_modulation=text_modulation,
-        )
-
-
-class Modulation(NamedTuple):
-    """AdaLN parameters, computed once per distinct noise level.
-
-    Attributes:
-        values: (B, U, rows, dim).
-        level_of_token: (B, T) the level of each token, or None if U is 1 or T.
-    """
-
-    values: mx.array
-    level_of_token: mx.array | None
-
-    def rows(self, table: mx.array, first: int, last: int) -> list[mx.array]:
-        """The sums of ``table`` rows and values, each (B, 1 or T, dim), in the dtype of the values."""
-        sums = table[first:last].astype(self.values.dtype) + self.values[:, :, first:last]
-        return [self._spread(sums[:, :, row]) for row in range(last - first)]
-
-    def _spread(self, levels: mx.array) -> mx.array:
-        if self.level_of_token is None:
-            return levels
-        B, U, dim = levels.shape
-        flat = self.level_of_token + U * mx.arange(B, dtype=self.level_of_token.dtype)[:, None]
-        return mx.take(levels.reshape(B * U, dim), flat, axis=0)
+from mlx_ltx.models.transformer_block import Block, Modulation, StreamState
+from mlx_ltx.models.transformer_config import StreamConfig, TransformerConfig
 
 
 class AdaLayerNormSingle(nn.Module):
@@ -202,22 +48,6 @@ class CaptionProjection(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.linear_2(nn.gelu_approx(self.linear_1(x)))
-
-
-class StreamState(NamedTuple):
-    """One stream during a forward pass; only ``x`` changes from block to block."""
-
-    x: mx.array
-    embedded_timestep: Modulation
-    modulation: Modulation
-    context: mx.array
-    prompt_modulation: mx.array | None
-    context_mask: mx.array | None
-    attention_bias: mx.array | None
-    rope: StreamRope
-    cross_modulation: Modulation | None
-    cross_gate: Modulation | None
-    frozen: bool
 
 
 class StreamEnds(nn.Module):
@@ -289,133 +119,6 @@ class StreamEnds(nn.Module):
         shift, scale = table[0] + embedded, table[1] + embedded
         normed = mx.fast.layer_norm(state.x, None, None, self._config.norm_eps)
         return self.proj_out(normed * (1 + scale) + shift)
-
-
-class StreamBlock(nn.Module):
-    """One stream's part of a block.
-
-    Args:
-        cross_dim: inner width of attention to the other stream, or None in a model of one modality.
-        other_dim: width of the other stream.
-    """
-
-    def __init__(self, config: TransformerConfig, stream: StreamConfig, cross_dim: int | None, other_dim: int):
-        super().__init__()
-        dim, heads, gated = stream.dim, stream.heads, config.gated_attention
-        self._eps = config.norm_eps
-        self.attn1 = Attention(dim, dim, heads, stream.head_dim, gated, config.norm_eps)
-        self.attn2 = Attention(dim, stream.context_dim, heads, stream.head_dim, gated, config.norm_eps)
-        self.ff = FeedForward(dim, stream.ff_bias)
-        self.scale_shift_table = mx.zeros((9 if config.text_modulation else 6, dim))
-        if config.text_modulation:
-            self.prompt_scale_shift_table = mx.zeros((2, dim))
-        if cross_dim is not None:
-            self.cross_attn = Attention(dim, other_dim, heads, cross_dim // heads, gated, config.norm_eps)
-            self.cross_scale_shift_table = mx.zeros((5, dim))
-
-    def attend_to_self_and_text(
-        self, state: StreamState, keep: mx.array | bool, texts: dict[Hashable, KeysValues] | None = None
-    ) -> mx.array:
-        shift, scale, gate = state.modulation.rows(self.scale_shift_table, 0, 3)
-        normed = rms_norm(state.x, self._eps) * (1 + scale) + shift
-        x = state.x + self.attn1(normed, rope=state.rope.own, mask=state.attention_bias, keep=keep) * gate
-
-        normed = rms_norm(x, self._eps)
-        text = self._text(state, {} if texts is None else texts)
-        if "prompt_scale_shift_table" not in self:
-            return x + self.attn2.attend_to(normed, text, state.context_mask)
-        shift, scale, gate = state.modulation.rows(self.scale_shift_table, 6, 9)
-        return x + self.attn2.attend_to(normed * (1 + scale) + shift, text, state.context_mask) * gate
-
-    def _text(self, state: StreamState, texts: dict[Hashable, KeysValues]) -> KeysValues:
-        """Keys and values of the text, made once for all passes that read it at the same noise level."""
-        key = id(self), id(state.context), id(state.prompt_modulation)
-        if key not in texts:
-            context = state.context
-            if "prompt_scale_shift_table" in self:
-                table = self.prompt_scale_shift_table.astype(context.dtype)[None, None]
-                if state.prompt_modulation is not None:
-                    table = table + state.prompt_modulation
-                context = context * (1 + table[:, :, 1]) + table[:, :, 0]
-            texts[key] = self.attn2.keys_values(context)
-        return texts[key]
-
-    def cross_input(self, state: StreamState, rows: int) -> mx.array:
-        """The stream's tokens as they enter attention between the streams; ``rows`` is 0 for a2v and 2 for v2a."""
-        assert state.cross_modulation is not None
-        scale, shift = state.cross_modulation.rows(self.cross_scale_shift_table[:4], rows, rows + 2)
-        return rms_norm(state.x, self._eps) * (1 + scale) + shift
-
-    def attend_to_other(
-        self, state: StreamState, query: mx.array, context: mx.array, other: StreamRope, keep: mx.array | bool
-    ) -> mx.array:
-        assert state.cross_gate is not None
-        (gate,) = state.cross_gate.rows(self.cross_scale_shift_table[4:], 0, 1)
-        update = self.cross_attn(query, context, rope=state.rope.cross, context_rope=other.cross) * gate
-        if isinstance(keep, mx.array):
-            update = update * keep[:, 0].astype(update.dtype)[:, None]
-        return state.x + update
-
-    def feed_forward(self, state: StreamState) -> mx.array:
-        shift, scale, gate = state.modulation.rows(self.scale_shift_table, 3, 6)
-        return state.x + self.ff(rms_norm(state.x, self._eps) * (1 + scale) + shift) * gate
-
-
-class Block(nn.Module):
-    """One of the transformer's blocks, over both streams."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        video, audio = config.video, config.audio
-        cross_dim = audio.dim if video and audio else None
-        if video:
-            self.video = StreamBlock(config, video, cross_dim, audio.dim if audio else 0)
-        if audio:
-            self.audio = StreamBlock(config, audio, cross_dim, video.dim if video else 0)
-
-    def __call__(
-        self,
-        video: StreamState | None,
-        audio: StreamState | None,
-        index: int,
-        perturbations: Sequence[Perturbation],
-        texts: dict[Hashable, KeysValues] | None = None,
-    ) -> tuple[StreamState | None, StreamState | None]:
-        """The streams after the block.
-
-        Args:
-            index: the block's place in the model, for ``perturbations``.
-            texts: what passes through this block share; filled here.
-        """
-        # 1. self-attention and cross-attention to the text
-        if video is not None and not video.frozen:
-            keep = _keep([index not in p.video_blocks for p in perturbations])
-            video = video._replace(x=self.video.attend_to_self_and_text(video, keep, texts))
-        if audio is not None and not audio.frozen:
-            keep = _keep([index not in p.audio_blocks for p in perturbations])
-            audio = audio._replace(x=self.audio.attend_to_self_and_text(audio, keep, texts))
-
-        # 2. attention between the streams, both directions from the same state
-        keep = _keep([not p.isolated for p in perturbations])
-        if video is not None and audio is not None and keep is not False:
-            before_video, before_audio = video, audio
-            if not video.frozen:
-                query = self.video.cross_input(before_video, 0)
-                context = self.audio.cross_input(before_audio, 0)
-                x = self.video.attend_to_other(before_video, query, context, audio.rope, keep)
-                video = before_video._replace(x=x)
-            if not audio.frozen:
-                query = self.audio.cross_input(before_audio, 2)
-                context = self.video.cross_input(before_video, 2)
-                x = self.audio.attend_to_other(before_audio, query, context, video.rope, keep)
-                audio = before_audio._replace(x=x)
-
-        # 3. feed-forward
-        if video is not None and not video.frozen:
-            video = video._replace(x=self.video.feed_forward(video))
-        if audio is not None and not audio.frozen:
-            audio = audio._replace(x=self.audio.feed_forward(audio))
-        return video, audio
 
 
 class Velocities(NamedTuple):
@@ -583,15 +286,6 @@ class Transformer(nn.Module):
     def evaluations(self, passes: Sequence[PassInput]) -> int:
         """How many blocks :meth:`forward_passes` computes."""
         return sum(map(len, shared_passes(passes, self._config.layers)))
-
-
-def _keep(kept: list[bool]) -> mx.array | bool:
-    """True if all samples keep the sub-layer, False if none does, otherwise (B, 1, 1) ones and zeros."""
-    if all(kept):
-        return True
-    if not any(kept):
-        return False
-    return mx.array(kept, dtype=mx.float32)[:, None, None]
 
 
 def _context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -26,7 +26,8 @@ from mlx_ltx.memory.limits import memory_limits
 from mlx_ltx.memory.plan import Plan
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.gemma import Gemma
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig

@@ -10,7 +10,7 @@ from mlx_ltx.checkpoints.lora_catalogue import camera_lora, distilled_lora, gene
 from mlx_ltx.checkpoints.lora_resolve import resolve_lora
 from mlx_ltx.checkpoints.lora_switch import check_loras
 from mlx_ltx.errors import UserError
-from mlx_ltx.models.transformer import TransformerConfig
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.request import LoraInput, Request
 
 

@@ -29,7 +29,8 @@ from mlx_ltx.memory.plan import PhasePlan, Plan, advise
 from mlx_ltx.models.connectors import TextConnectors
 from mlx_ltx.models.gemma import Gemma, GemmaConfig
 from mlx_ltx.models.text_features import ROWS_AT_ONCE
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder
 from mlx_ltx.models.video_vae_blocks import Conditions

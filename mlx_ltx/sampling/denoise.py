@@ -12,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.events import Event, Progress, StepDone
-from mlx_ltx.models.transformer import PassInput, StreamInput, StreamRope, Transformer
+from mlx_ltx.models.passes import PassInput, StreamInput, StreamRope
+from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.sampling.evaluation import EvaluationPolicy
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.guidance import Guidance, GuidanceBySigma, Momentum, Pass

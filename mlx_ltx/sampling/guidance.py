@@ -12,7 +12,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlx_ltx.models.transformer import Perturbation
+from mlx_ltx.models.passes import Perturbation
 
 
 class Pass(Enum):

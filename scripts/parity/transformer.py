@@ -9,7 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.checkpoints.components import load_transformer
-from mlx_ltx.models.transformer import Perturbation, StreamInput, StreamState, Transformer
+from mlx_ltx.models.passes import Perturbation, StreamInput
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_block import StreamState
 from parity import Comparison, GoldenSet, runner
 
 SINGLE_MODALITY_CHECKPOINT = "transformer_23"

@@ -22,7 +22,8 @@ from mlx_ltx.checkpoints.lora import Lora, LoraFile, LoraInfo, layer_path
 from mlx_ltx.checkpoints.lora_switch import LoraStack, LoraSwitch, check_loras, layer_shape, linear_layers
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.lora import LoraLinear
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from parity import GoldenSet, runner_for
 from parity.transformer import stream_inputs
 

@@ -24,7 +24,8 @@ from mlx_ltx.checkpoints.lora_switch import LoraSwitch
 from mlx_ltx.checkpoints.quantize import SETTINGS, Level, Quantization, Rule, choose_formats, transformer_rules
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.quantized import QuantizedLinear, WeightFormat
-from mlx_ltx.models.transformer import Transformer, TransformerConfig
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from parity import Comparison, GoldenSet, NotCovered, runner_for
 from parity.transformer import case_names, compare_case
 

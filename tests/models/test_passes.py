@@ -10,7 +10,7 @@ import parity.transformer
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.models.attention import Attention
 from mlx_ltx.models.passes import PassInput, Perturbation, shared_passes
-from mlx_ltx.models.transformer import Block
+from mlx_ltx.models.transformer_block import Block
 from mlx_ltx.sampling.guidance import Guidance, GuidanceParams
 from parity import GoldenSet
 

@@ -12,7 +12,9 @@ import parity.transformer
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import published_shapes
-from mlx_ltx.models.transformer import Perturbation, Transformer, TransformerConfig
+from mlx_ltx.models.passes import Perturbation
+from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.transformer_config import TransformerConfig
 from parity import GoldenSet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
