@@ -47,20 +47,17 @@ def test_every_phase_is_predicted(tmp_path, middle_model, size):
     sound = {"output_audio": tmp_path / "sound.wav"} if size.get("pipeline") == "t2a" else {}
     job = prepare(request(tmp_path, **{"model": str(middle_model), **sound, **size}))
     predicted = make_plan(job).phases
-    for _ in range(4):  # when MLX frees what was read varies from run to run
-        gc.collect()  # what other tests left must not be freed while it is counted
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        seen = [event for event in job.run() if isinstance(event, MemorySeen)]
-        assert [phase.name for phase in predicted] == [event.phase for event in seen]
-        peaks = {event.phase: event.peak_bytes - before for event in seen}
-        wrong = [
-            f"{phase.name}: {size_text(phase.peak_bytes)} predicted, {size_text(peaks[phase.name])} measured"
-            for phase in predicted
-            if abs(phase.peak_bytes - peaks[phase.name]) > max(TOLERANCE * peaks[phase.name], SLACK)
-        ]
-        if not wrong:
-            break
+    gc.collect()  # what other tests left must not be freed while it is counted
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    seen = [event for event in job.run() if isinstance(event, MemorySeen)]
+    assert [phase.name for phase in predicted] == [event.phase for event in seen]
+    peaks = [event.peak_bytes - before for event in seen]
+    wrong = [
+        f"{phase.name}: {size_text(phase.peak_bytes)} predicted, {size_text(peak)} measured"
+        for phase, peak in zip(predicted, peaks, strict=True)
+        if abs(phase.peak_bytes - peak) > max(TOLERANCE * peak, SLACK)
+    ]
     assert not wrong
 
 
