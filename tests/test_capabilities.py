@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlx_ltx import ImageInput, Request, UserError
-from mlx_ltx.generate import build_parser, capabilities, main
+from mlx_ltx.flags import build_parser, capabilities
+from mlx_ltx.generate import main
 from mlx_ltx.pipelines.job import _check_fields
 from mlx_ltx.pipelines.pipeline import pipelines
 from mlx_ltx.request import LoraInput, Segment, VideoInput, flag

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_ltx.checkpoints.__main__ import build_parser as checkpoints_parser
-from mlx_ltx.generate import build_parser, capabilities
+from mlx_ltx.flags import build_parser, capabilities
 from mlx_ltx.pipelines.pipeline import pipelines
 
 ROOT = Path(__file__).parents[1]

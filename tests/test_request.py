@@ -56,7 +56,7 @@ def test_a_plain_request_is_valid():
 def test_every_field_names_a_flag_of_the_command_line():
     from dataclasses import fields
 
-    from mlx_ltx.generate import build_parser
+    from mlx_ltx.flags import build_parser
 
     known = {option for action in build_parser()._actions for option in action.option_strings}
     made_up = {"original_prompt"}  # what --enhance-prompt was given
