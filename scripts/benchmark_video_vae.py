@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from benchmark import MIB, WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, size
 from mlx_ltx.errors import UserError
-from mlx_ltx.models.streaming_memory import module_bytes, predict_encode_peak, predict_peak, predict_work
+from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work
 from mlx_ltx.models.video_tiling import Tiling, decode_tiled
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 
@@ -88,10 +88,10 @@ def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
         figures: dict[str, float] = {}
         if mode in ("streamed", "bands"):
             bands = arguments.bands if mode == "bands" else 1
-            predicted = predict_peak(config, rows * space, columns * space, dtype, bands=bands, frames=arguments.frames)
-            figures[PREDICTED] = (predicted - module_bytes(decoder, dtype) - latent.nbytes) / MIB
+            work = decoding_work(config, rows * space, columns * space, dtype, bands=bands, frames=arguments.frames)
+            figures[PREDICTED] = work / MIB
             if bands > 1:
-                figures[WORK] = predict_work(config, rows * space, bands)
+                figures[WORK] = band_cost(config, rows * space, bands)
         name = f"{arguments.bands} bands" if mode == "bands" else mode
         measured = watch.measure(f"{name}, {clip}", _taking(given[mode]), arguments.frames, "frames")
         yield replace(measured, figures=figures)
@@ -123,7 +123,7 @@ def benchmark_encode(arguments: argparse.Namespace) -> Iterator[Measurement]:
     for mode in ENCODE_MODES:
         if mode in arguments.modes:
             measured = watch.measure(f"{mode}, {clip}", _taking(given[mode]), frames, "frames")
-            predicted = predict_encode_peak(config, height, width, dtype) - module_bytes(encoder, dtype)
+            predicted = encoding_work(config, height, width, dtype, frames=frames)
             # The two pieces that the encoder reads from, and their patches, are this benchmark's.
             predicted += 4 * config.time_scale * height * width * config.image_channels * dtype.size
             yield replace(measured, figures={PREDICTED: predicted / MIB} if mode == "streamed" else {})

@@ -19,11 +19,9 @@ from mlx_ltx.models.gemma import Gemma, GemmaConfig, all_hidden_states
 from mlx_ltx.models.passes import StreamInput, StreamRope
 from mlx_ltx.models.quantized import WeightFormat
 from mlx_ltx.models.rope import RopeTable
-from mlx_ltx.models.streaming import ELEMENTS_PER_PIECE, FRAMES_PER_PIECE, Stage
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_config import StreamConfig, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
-from mlx_ltx.models.video_vae_blocks import UNFOLDED_ELEMENTS
 from mlx_ltx.models.vocoder import CHANNELS, CHUNK_FRAMES, MEL_BINS, Generator, VocoderConfig
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 
@@ -86,9 +84,9 @@ def patterns(skipped: Iterable[str]) -> Callable[[str], bool]:
     return lambda path: any(expression.match(path) for expression in expressions)
 
 
-def module_bytes(module: nn.Module) -> int:
-    """Of a module's parameters, without evaluating them."""
-    return sum(array.nbytes for _, array in parameters(module))
+def module_bytes(module: nn.Module, dtype: mx.Dtype) -> int:
+    """Of a module's parameters as ``dtype``, without evaluating them."""
+    return sum(array.size for _, array in parameters(module)) * dtype.size
 
 
 def _cast(module: Module, dtype: mx.Dtype) -> Module:
@@ -290,43 +288,3 @@ def _generator_work(model: Generator, mel_frames: int) -> int:
         length *= config.upsample_rates[index]
     waveform = 4 * CHANNELS * mel_frames * config.factor
     return given + peak + waveform
-
-
-class Picture(NamedTuple):
-    """Frames of one size on their way through a chain of stages."""
-
-    height: int
-    width: int
-    channels: int
-
-
-def streaming_work(stages: list[Stage], given: Picture, frames: int, dtype: mx.Dtype) -> int:
-    """A clip's way through a chain: what all stages keep, and the largest piece at work.
-
-    Args:
-        frames: of the input; a clip of few never fills what is kept.
-    """
-    kept = largest = 0.0
-    height, width, channels, count = float(given.height), float(given.width), given.channels, float(frames)
-    limit = UNFOLDED_ELEMENTS if mx.default_device() == mx.Device(mx.cpu) else 0
-    for stage in stages:
-        time, down, along = (float(factor) for factor in stage.factors)
-        frame = height * width * channels
-        piece = min(frame, max(ELEMENTS_PER_PIECE / stage.growth, width * channels))
-        piece_frames = max(1.0, min(count, FRAMES_PER_PIECE, ELEMENTS_PER_PIECE / stage.growth // frame))
-        out = piece * piece_frames * (stage.out_channels / channels) * time * down * along
-        work = 0.0
-        for window in stage.windows():
-            wide = height * width * window.channels
-            kept += wide * min(count, window.size - 1)
-            rows = min(1.0, piece / frame + 2 / height)
-            patch = wide * rows * (piece_frames + window.size - 1)
-            unfolded = min(27 * wide * rows * piece_frames, max(limit, 27 * width * window.channels))
-            # while it is activated: the patch three times; in the convolution: twice, unfolded, and the result
-            work = max(work, 3 * patch, 2 * patch + unfolded + out)
-        largest = max(largest, work + out)
-        if time > 1:  # the second of two frames waits for the first
-            kept += out / 2
-        height, width, count = height * down, width * along, max(1.0, count * time)
-        channels = stage.out_channels
-    return int((kept + largest) * dtype.size)

@@ -24,16 +24,15 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.events import Phase
 from mlx_ltx.memory import networks
 from mlx_ltx.memory.machine import total_memory
-from mlx_ltx.memory.networks import Picture, Tokens, Weights, module_bytes, weights
+from mlx_ltx.memory.networks import Tokens, Weights, module_bytes, weights
 from mlx_ltx.memory.plan import PhasePlan, Plan, advise
+from mlx_ltx.memory.video_vae import decoding_work, encoding_work
 from mlx_ltx.models.connectors import TextConnectors
 from mlx_ltx.models.gemma import Gemma, GemmaConfig
 from mlx_ltx.models.text_features import ROWS_AT_ONCE
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import UpsamplerConfig
-from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder
-from mlx_ltx.models.video_vae_blocks import Conditions
 from mlx_ltx.models.vocoder import CHUNK_FRAMES
 from mlx_ltx.pipelines import upscale
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
@@ -341,7 +340,7 @@ class _Predictor:
         peak = features.total + features.reading + max(2 * wide, wide + rows)
         done = 0
         for connector in (self.connectors.video, self.connectors.audio):
-            done += module_bytes(connector) * self.dtype.size // 4
+            done += module_bytes(connector, self.dtype)
             reading = connectors.reading
             work = networks.connector_work(connector, LENGTH, self.dtype)
             peak = max(peak, features.total + done + reading + work)
@@ -351,13 +350,9 @@ class _Predictor:
     # Encoding
 
     def encode(self, clip: ClipShape, frames: int) -> Need:
-        encoder = VideoEncoder(self.job.model.video_vae)
-        stages = [stage for chain in encoder.chains() for stage in chain]
-        size = self.job.model.video_vae.patch_size
-        given = Picture(clip.height // size, clip.width // size, 3 * size**2)
         pixels = frames * clip.height * clip.width * 3
         own = self.weights(keymaps.VIDEO_ENCODER)
-        work = networks.streaming_work(stages, given, frames, self.dtype)
+        work = encoding_work(self.job.model.video_vae, clip.height, clip.width, self.dtype, frames=frames)
         return Need(own.total + work + pixels * (1 + 2 * 4 + self.dtype.size), DTYPES[self.dtype], "frames, rows")
 
     def references(self) -> Need:
@@ -461,18 +456,9 @@ class _Predictor:
         return Need(max(decoding, vocoding), "float32", f"{seconds:g} s")
 
     def decode_picture(self) -> Need:
-        job, vae = self.job, self.job.model.video_vae
+        job, clip = self.job, self.clip
         dtype = mx.float32 if job.request.hdr is not None else self.dtype
-        decoder = VideoDecoder(vae)
-        timed = mx.zeros(1) if vae.timestep_conditioning else None
-        stages = [stage for chain in decoder.chains(Conditions(vae.causal_decoder, timed)) for stage in chain]
-        grid = job.grids(self.clip).video
-        assert grid is not None
-        given = Picture(grid.height, grid.width, grid.channels)
-        work = networks.streaming_work(stages, given, grid.frames, dtype)
+        work = decoding_work(job.model.video_vae, clip.height, clip.width, dtype, frames=clip.frames)
         # frames go out as float32
-        return Need(
-            self.video_decoder.total + work + 2 * 4 * 3 * self.clip.height * self.clip.width,
-            DTYPES[dtype],
-            "frames, rows",
-        )
+        outgoing = 2 * 4 * 3 * clip.height * clip.width
+        return Need(self.video_decoder.total + work + outgoing, DTYPES[dtype], "frames, rows")

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_vae_cases import THREE_TIMES, CountedNoise, error, filled, normal, small_config, together
 
-from mlx_ltx.models import streaming, streaming_memory, video_vae_blocks
+from mlx_ltx.memory import video_vae as video_vae_memory
+from mlx_ltx.memory.networks import module_bytes
+from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work, working_bytes
+from mlx_ltx.models import streaming, video_vae_blocks
 from mlx_ltx.models.streaming import Rows, chain, feed, reach, run
-from mlx_ltx.models.streaming_memory import module_bytes, predict_encode_peak, predict_peak, predict_work, working_bytes
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import Conditions, ConvStage, Downsample, PaddedConv, ResnetBlock
 
@@ -323,7 +325,7 @@ def test_peak_memory_of_encoding_does_not_depend_on_the_number_of_frames():
 
 def scale_limits(monkeypatch, elements: int) -> None:
     """Pieces and convolutions as much smaller than by default as the networks here are than real ones."""
-    for module in (video_vae_blocks, streaming_memory):
+    for module in (video_vae_blocks, video_vae_memory):
         monkeypatch.setattr(module, "UNFOLDED_ELEMENTS", 2 * elements)
     assert 2 * elements < video_vae_blocks.LARGEST_ARRAY
 
@@ -355,14 +357,14 @@ def test_the_predicted_peak_is_the_measured_one(monkeypatch, version, channels, 
     decoder = filled(VideoDecoder(config))
     latent = normal((1, frames, height, width, 16))
     mx.eval(latent)
-    held = module_bytes(decoder, mx.float32) + latent.nbytes
-    measured = held + peak(decoder.stream(latent, bands=bands, aside=Forget, elements=elements))
+    held = module_bytes(decoder, mx.float32)
+    measured = peak(decoder.stream(latent, bands=bands, aside=Forget, elements=elements))
     size = {"height": 32 * height, "width": 32 * width, "frames": 1 + 8 * (frames - 1)}
-    predicted = predict_peak(config, **size, dtype=mx.float32, bands=bands, elements=elements)
-    assert 0.85 < predicted / measured < 1.15
+    predicted = decoding_work(config, **size, dtype=mx.float32, bands=bands, elements=elements)
+    assert 0.85 < (held + predicted) / (held + measured) < 1.15
     if height * width > 20:  # also beside the weights, unless a piece is as large as all that is kept
-        assert 0.85 < (predicted - held) / (measured - held) < 1.15
-    half = predict_peak(config, **size, dtype=mx.bfloat16, bands=bands, elements=elements)
+        assert 0.85 < predicted / measured < 1.15
+    half = decoding_work(config, **size, dtype=mx.bfloat16, bands=bands, elements=elements)
     assert 2 * half == pytest.approx(predicted, rel=1e-3)
 
 
@@ -374,7 +376,7 @@ def test_the_predicted_peak_of_encoding_is_the_measured_one(monkeypatch):
     encoder = filled(VideoEncoder(config))
     measured = peak(encoder.stream((mx.zeros((1, 1, 128, 96, 3)) for _ in range(9)), elements=1 << 13))
     weights = module_bytes(encoder, mx.float32)
-    predicted = predict_encode_peak(config, 128, 96, mx.float32, elements=1 << 13)
+    predicted = weights + encoding_work(config, 128, 96, mx.float32, elements=1 << 13)
     assert 0.85 < predicted / (measured + weights) < 1.15
 
 
@@ -383,14 +385,15 @@ GB = 1 << 30
 
 def test_4k_fits_where_it_should():
     config = VideoVaeConfig.from_metadata(REAL["2.3"])
-    peaks = {bands: predict_peak(config, 2176, 3840, mx.bfloat16, bands=bands) for bands in (1, 2, 3, 4)}
+    weights = module_bytes(VideoDecoder(config), mx.bfloat16)
+    peaks = {bands: weights + decoding_work(config, 2176, 3840, mx.bfloat16, bands=bands) for bands in (1, 2, 3, 4)}
     assert peaks[1] <= 8 * GB
     assert peaks[2] <= 5 * GB
     assert peaks[3] <= 4.2 * GB
     assert peaks[4] < peaks[3]
-    assert predict_work(config, 2176, 1) == 1
-    assert predict_work(config, 2176, 2) < 1.15
-    assert predict_work(config, 2176, 3) < 1.3
+    assert band_cost(config, 2176, 1) == 1
+    assert band_cost(config, 2176, 2) < 1.15
+    assert band_cost(config, 2176, 3) < 1.3
 
 
 def test_what_is_kept_at_4k_is_two_frames_per_convolution():

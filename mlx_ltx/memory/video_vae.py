@@ -1,4 +1,4 @@
-"""How much memory a streamed clip takes and how much work it is, from the bookkeeping of the stages.
+"""How much memory streamed video takes and how much work it is, from the bookkeeping of the autoencoder's stages.
 
 Pure arithmetic: nothing is evaluated, and networks are built without their weights being made.
 """
@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlx_ltx.models.streaming import ELEMENTS_PER_PIECE, FRAMES_PER_PIECE, Rows, Stage
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
@@ -42,7 +40,7 @@ class Level(NamedTuple):
         return self.rows.stop - self.rows.first
 
 
-def predict_peak(
+def decoding_work(
     config: VideoVaeConfig,
     height: int,
     width: int,
@@ -52,10 +50,10 @@ def predict_peak(
     frames: float = math.inf,
     elements: int = ELEMENTS_PER_PIECE,
 ) -> int:
-    """MLX's peak, in bytes, of decoding one clip: weights, what the layers keep, and the piece at work.
+    """What streaming a clip out of the decoder takes, in bytes, beside weights and latents.
 
-    Frames that wait for the other bands are not counted (they are outside MLX, or in the caller's hands), nor is what
-    the caller makes of the frames that come out.
+    That is what the layers keep and the piece at work. Frames that wait for the other bands are not counted (they are
+    outside MLX, or in the caller's hands), nor is what the caller makes of the frames that come out.
 
     Args:
         height, width: of the picture in pixels; multiples of ``config.space_scale``.
@@ -67,29 +65,36 @@ def predict_peak(
     stages = list(itertools.chain.from_iterable(decoder.chains(decoder.no_conditions())))
     latent_frames = frames if math.isinf(frames) else 1 + (frames - 1) // config.time_scale
     rows, columns = height // config.space_scale, width // config.space_scale
-    pixels = config.image_channels * height * width
     work = max(
         working_bytes(stages, config.latent_channels, read, columns, latent_frames, dtype, elements)
         for _, read in decoder.band_rows(rows, bands)
     )
-    assembly = 0 if bands == 1 else pixels  # a frame, beside the part of the last band
-    latents = 0 if math.isinf(frames) else 2 * int(latent_frames) * rows * columns * config.latent_channels
-    return module_bytes(decoder, dtype) + work + (assembly + latents) * dtype.size
+    assembly = 0 if bands == 1 else config.image_channels * height * width  # a frame, beside the last band's part
+    denormalised = 0 if math.isinf(frames) else int(latent_frames) * rows * columns * config.latent_channels
+    return work + (assembly + denormalised) * dtype.size
 
 
-def predict_encode_peak(
-    config: VideoVaeConfig, height: int, width: int, dtype: mx.Dtype, elements: int = ELEMENTS_PER_PIECE
+def encoding_work(
+    config: VideoVaeConfig,
+    height: int,
+    width: int,
+    dtype: mx.Dtype,
+    *,
+    frames: float = math.inf,
+    elements: int = ELEMENTS_PER_PIECE,
 ) -> int:
-    """MLX's peak, in bytes, of encoding one clip of any length, without the clip itself; see :func:`predict_peak`."""
+    """What streaming a clip into the encoder takes, in bytes, beside weights, pixels and latents.
+
+    The arguments are those of :func:`decoding_work`.
+    """
     encoder = VideoEncoder(config)
     stages = list(itertools.chain.from_iterable(encoder.chains()))
     rows = height // config.patch_size
     channels = config.image_channels * config.patch_size**2
-    work = working_bytes(stages, channels, Rows(0, rows, rows), width // config.patch_size, math.inf, dtype, elements)
-    return module_bytes(encoder, dtype) + work
+    return working_bytes(stages, channels, Rows(0, rows, rows), width // config.patch_size, frames, dtype, elements)
 
 
-def predict_work(config: VideoVaeConfig, height: int, bands: int) -> float:
+def band_cost(config: VideoVaeConfig, height: int, bands: int) -> float:
     """How many times the arithmetic of a single band's decode it is to decode ``height`` pixels in ``bands``."""
     decoder = VideoDecoder(config)
     stages = list(itertools.chain.from_iterable(decoder.chains(decoder.no_conditions())))
@@ -102,18 +107,6 @@ def predict_work(config: VideoVaeConfig, height: int, bands: int) -> float:
         )
 
     return sum(cost(read) for _, read in decoder.band_rows(rows, bands)) / cost(Rows(0, rows, rows))
-
-
-def module_bytes(module: nn.Module, dtype: mx.Dtype) -> int:
-    """The module's weights as ``dtype``."""
-    return sum(parameter.size for _, parameter in arrays(module)) * dtype.size
-
-
-def arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
-    """The module's parameters with their paths."""
-    flat = tree_flatten(module.parameters())
-    assert isinstance(flat, list)
-    return [(path, value) for path, value in flat if isinstance(value, mx.array)]
 
 
 def levels(
