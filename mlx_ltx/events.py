@@ -118,6 +118,54 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True)
+class TrainingStep(Event):
+    """A training step is done.
+
+    Attributes:
+        step, total: the step, counted from 1, and how many there are.
+        losses: of each stream ("video", "audio") or part, the mean over the step's batches.
+        learning_rate: that was used.
+        gradient_norm: before clipping.
+        seconds: how long it took.
+        samples: how many samples it saw.
+        peak_bytes: the most memory that MLX had in use during it.
+    """
+
+    step: int
+    total: int
+    losses: dict[str, float]
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    samples: int
+    peak_bytes: int
+
+    @property
+    def loss(self) -> float:
+        """What is minimised: the sum of the parts."""
+        return sum(self.losses.values())
+
+
+@dataclass(frozen=True)
+class TrainingFinished(Event):
+    """The last event of a training that succeeded.
+
+    Attributes:
+        weights_path: the LoRA or model that was trained.
+        step: how many steps it has had in all.
+        loss: the mean over the last tenth of the steps.
+        seconds: from the first event to this one.
+        peak_bytes: the most memory that MLX had in use.
+    """
+
+    weights_path: Path
+    step: int
+    loss: float
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class MemorySeen(Event):
     """MLX's memory at the end of a phase, in bytes: what is in use, and the most that was since the phase began."""
 

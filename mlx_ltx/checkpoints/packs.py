@@ -13,10 +13,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_ltx.checkpoints.components import read_config
 from mlx_ltx.checkpoints.files import INDEX, SafetensorsFile, SafetensorsFolder, read_json
@@ -24,6 +23,7 @@ from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import FP8, match_network, read_array
 from mlx_ltx.checkpoints.quantize import Quantization, choose_formats, transformer_rules
 from mlx_ltx.checkpoints.recognise import what_else
+from mlx_ltx.checkpoints.writing import KINDS, write_array, write_header
 from mlx_ltx.errors import UserError
 from mlx_ltx.media.atomic import atomic_folder, check_output_folder
 from mlx_ltx.models.quantized import WeightFormat
@@ -35,10 +35,6 @@ MAX_SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 50_000_000  # headers, index and config, and what a file system takes for itself
 # As mlx-lm writes them; the second is the name that Hugging Face's libraries look for.
 SETTINGS_KEYS = ("quantization", "quantization_config")
-KINDS = {
-    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.int32: "I32", mx.int64: "I64",
-    mx.uint8: "U8", mx.int8: "I8", mx.bool_: "BOOL",
-}  # fmt: skip
 
 
 class Pack(SafetensorsFolder):
@@ -132,9 +128,9 @@ def write_pack(
         for number, names in enumerate(shards, 1):
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
             with open(folder / name, "xb") as file:
-                _write_header(file, {each: tensors[each] for each in names})
+                write_header(file, {each: tensors[each] for each in names})
                 for each in names:
-                    done += _write_array(file, tensors.pop(each))
+                    done += write_array(file, tensors.pop(each))
                     weight_map[each] = name
                     yield PackProgress(done, total, number, len(shards))
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
@@ -190,23 +186,6 @@ def _config(source: SafetensorsFile, formats: Mapping[str, WeightFormat], settin
         **{layer: each.to_json() for layer, each in sorted(formats.items()) if each != setting.usual},
     }
     return {**metadata, "origin": source.path.name, **dict.fromkeys(SETTINGS_KEYS, settings)}
-
-
-def _write_header(file: IO[bytes], tensors: Mapping[str, mx.array]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    end = 0
-    for name, array in tensors.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": KINDS[array.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
-    file.write(len(text).to_bytes(8, "little") + text)
-
-
-def _write_array(file: IO[bytes], array: mx.array) -> int:
-    """Compute one tensor and write it; returns its bytes."""
-    file.write(np.array(array.reshape(-1).view(mx.uint8), copy=False).data)
-    return array.nbytes
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -33,6 +33,9 @@ class Modulation(NamedTuple):
         if self.level_of_token is None:
             return levels
         B, U, dim = levels.shape
+        if U == 2:
+            # Choosing costs a tenth of gathering with its gradient, which adds row by row.
+            return mx.where(self.level_of_token[..., None] == 0, levels[:, :1], levels[:, 1:])
         flat = self.level_of_token + U * mx.arange(B, dtype=self.level_of_token.dtype)[:, None]
         return mx.take(levels.reshape(B * U, dim), flat, axis=0)
 

@@ -246,7 +246,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path, monkeypat
 
 @pytest.mark.parametrize("at", [0, 200])
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch, at):
-    whole = packs._write_array
+    whole = packs.write_array
     written = []
 
     def full(file, array):
@@ -255,7 +255,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch, at):
         written.append(array.nbytes)
         return whole(file, array)
 
-    monkeypatch.setattr(packs, "_write_array", full)
+    monkeypatch.setattr(packs, "write_array", full)
     with pytest.raises(UserError, match="the disk is full; nothing was kept") as caught:
         write(DEMO, tmp_path / "pack")
     assert "\n" not in str(caught.value)
