@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Measure time and memory of the parts that matter, on this machine.
 
-    python scripts/benchmark.py demo      a clip of the embedded demo model, phase by phase
-    python scripts/benchmark.py block     one block of the transformer, for several numbers of tokens
-    python scripts/benchmark.py step      a guided step: its passes one by one, and sharing what they have in common
-    python scripts/benchmark.py stream    the transformer read from disk while it runs, and how much of that is hidden
-    python scripts/benchmark.py decode    the video decoder, streamed, in bands, in tiles and whole
-    python scripts/benchmark.py encode    the video encoder, streamed and whole
-    python scripts/benchmark.py vocoder   the vocoder with its bandwidth extension
-    python scripts/benchmark.py quantize  quantised layers: their speed, and the error of a block
+    python scripts/benchmark.py end-to-end  a clip of the embedded demo model, or of another, phase by phase
+    python scripts/benchmark.py plan        its predicted memory beside the measured one
+    python scripts/benchmark.py text        reading a prompt: the text model, the features, the connectors
+    python scripts/benchmark.py block       one block of the transformer, for several numbers of tokens
+    python scripts/benchmark.py step        a guided step: its passes one by one, and sharing what they have in common
+    python scripts/benchmark.py stream      the transformer read from disk while it runs, and how much of that is hidden
+    python scripts/benchmark.py decode      the video decoder, streamed, in bands, in tiles and whole
+    python scripts/benchmark.py encode      the video encoder, streamed and whole
+    python scripts/benchmark.py vocoder     the vocoder with its bandwidth extension
+    python scripts/benchmark.py quantize    quantised layers: their speed, and the error of a block
 
 Networks are built at the widths of LTX-2.3 (or of --checkpoint) with random weights: speed and memory do not depend on
 the values. Every number comes from several runs after a warm-up that is not counted. Peak memory is MLX's own count,
@@ -25,14 +27,13 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,7 +43,6 @@ import mlx_ltx
 from mlx_ltx.checkpoints.components import read_config
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.errors import UserError
-from mlx_ltx.events import MemorySeen, PhaseStarted
 from mlx_ltx.media.atomic import check_output
 from mlx_ltx.memory.machine import total_memory
 from mlx_ltx.models.passes import Perturbation, StreamInput
@@ -69,6 +69,7 @@ class Measurement:
         peak_bytes: the largest of the runs' peaks.
         amount, unit: what one run makes ("frames"), for the rate; an amount of 0 has none.
         figures: other results, by what they are called.
+        series: the line of a plot that it is a point of; "" for none.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Measurement:
     amount: float = 0
     unit: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    series: str = ""
 
     @property
     def median(self) -> float:
@@ -142,54 +144,6 @@ class Stopwatch:
 # --- what is measured ---
 
 
-class PhaseSeen(NamedTuple):
-    """What the event stream of one run says about a phase."""
-
-    seconds: float
-    peak: int
-
-
-WHOLE_CLIP = "the whole clip"
-
-
-def benchmark_demo(arguments: argparse.Namespace) -> Iterator[Measurement]:
-    """A whole clip, from the events that every user of the package sees."""
-    clips: list[dict[str, PhaseSeen]] = []
-    while len(clips) <= arguments.repeats and sum(clip[WHOLE_CLIP].seconds for clip in clips) < arguments.limit:
-        with tempfile.TemporaryDirectory() as folder:
-            width, height = arguments.size or (None, None)
-            request = mlx_ltx.Request(
-                prompt=arguments.prompt,
-                model=arguments.model,
-                pipeline=arguments.pipeline,
-                output=Path(folder) / "clip.mp4",
-                width=width,
-                height=height,
-                num_frames=arguments.frames,
-                cache=False,
-                dtype=arguments.dtype or "auto",
-            )
-            clips.append(_one_clip(request))
-    counted = clips[1:] or clips  # without the warm-up
-    for title in clips[0]:
-        seen = [clip[title] for clip in counted]
-        yield Measurement(title, tuple(phase.seconds for phase in seen), max(phase.peak for phase in seen))
-
-
-def _one_clip(request: mlx_ltx.Request) -> dict[str, PhaseSeen]:
-    """Time and peak of every phase of one run by its title, and of all of it."""
-    phases: dict[str, PhaseSeen] = {}
-    first = begun = time.perf_counter()
-    title = ""
-    for event in mlx_ltx.stream(request):
-        if isinstance(event, PhaseStarted):
-            begun, title = time.perf_counter(), event.phase.title
-        elif isinstance(event, MemorySeen):
-            phases[title] = PhaseSeen(time.perf_counter() - begun, event.peak_bytes)
-    peak = max((seen.peak for seen in phases.values()), default=0)
-    return {**phases, WHOLE_CLIP: PhaseSeen(time.perf_counter() - first, peak)}
-
-
 def benchmark_block(arguments: argparse.Namespace) -> Iterator[Measurement]:
     """One block of both streams: self-attention, text, the other stream, feed-forward."""
     config = load_config(arguments, TransformerConfig.from_metadata)
@@ -206,7 +160,8 @@ def benchmark_block(arguments: argparse.Namespace) -> Iterator[Measurement]:
     watch = Stopwatch(arguments.repeats, arguments.limit)
     for tokens, (video, audio) in zip(arguments.tokens, states, strict=True):
         name = f"block, {tokens} video + {arguments.audio_tokens} audio tokens, {dtype_name(dtype)}"
-        yield watch.measure(name, partial(_run_block, block, video, audio), tokens, "video tokens")
+        measured = watch.measure(name, partial(_run_block, block, video, audio), tokens, "video tokens")
+        yield replace(measured, series="block")
 
 
 def _run_block(block: Block, video: StreamState, audio: StreamState) -> None:
@@ -262,7 +217,8 @@ def benchmark_vocoder(arguments: argparse.Namespace) -> Iterator[Measurement]:
         mel = mx.random.normal((1, max(1, round(seconds * MEL_FRAMES_PER_SECOND)), 64, 2))
         mx.eval(mel)
         name = f"vocoder, {seconds:g} s at {config.sample_rate} Hz"
-        yield watch.measure(name, partial(_run_vocoder, vocoder, mel), seconds, "seconds of sound")
+        measured = watch.measure(name, partial(_run_vocoder, vocoder, mel), seconds, "seconds of sound")
+        yield replace(measured, series="vocoder")
 
 
 def _run_vocoder(vocoder: nn.Module, mel: mx.array) -> None:
@@ -423,35 +379,33 @@ def build_parser() -> Parser:
     shape.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="take the config of this checkpoint, not LTX-2.3's"
     )
+    plot = Parser(add_help=False)
+    plot.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw time and memory against the sizes")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="demo|block|step|stream|decode|encode|vocoder|quantize"
+        dest="command",
+        required=True,
+        metavar="end-to-end|plan|text|block|step|stream|decode|encode|vocoder|quantize",
     )
 
-    demo = commands.add_parser("demo", parents=[common, dtype], help="a clip, phase by phase")
-    demo.add_argument("--model", default="demo", metavar="NAME|PATH", help="another model (%(default)s)")
-    demo.add_argument("--pipeline", metavar="NAME", help="by default the model's own")
-    demo.add_argument("--prompt", default="a red ball rolls over green grass", metavar="TEXT")
-    demo.add_argument("--size", type=size, metavar="WxH", help="by default the model's own")
-    demo.add_argument("--frames", type=WHOLE, metavar="N", help="by default the model's own")
-    demo.set_defaults(run=benchmark_demo)
-
-    block = commands.add_parser("block", parents=[common, dtype, shape], help="one transformer block")
+    block = commands.add_parser("block", parents=[common, dtype, shape, plot], help="one transformer block")
     block.add_argument("--tokens", type=WHOLE, nargs="+", default=[32, 128], metavar="N", help="video tokens (32 128)")
     block.add_argument("--audio-tokens", type=WHOLE, default=32, metavar="N", help="(%(default)s)")
     block.add_argument("--text-tokens", type=WHOLE, default=128, metavar="N", help="(%(default)s; real prompts: 1024)")
     block.set_defaults(run=benchmark_block)
 
-    vocoder = commands.add_parser("vocoder", parents=[common, shape], help="the vocoder")
+    vocoder = commands.add_parser("vocoder", parents=[common, shape, plot], help="the vocoder")
     vocoder.add_argument("--seconds", type=NUMBER, nargs="+", default=[0.5], metavar="X", help="of sound (0.5)")
     vocoder.set_defaults(run=benchmark_vocoder)
 
-    import benchmark_quantize  # which imports this module
+    import benchmark_jobs  # which imports this module
+    import benchmark_quantize
     import benchmark_transformer
     import benchmark_video_vae
 
+    benchmark_jobs.add_commands(commands, [common, dtype], [shape, plot])
     benchmark_quantize.add_command(commands, [common, dtype, shape])
     benchmark_transformer.add_commands(commands, [common, dtype], shape)
-    benchmark_video_vae.add_commands(commands, [common, dtype, shape])
+    benchmark_video_vae.add_commands(commands, [common, dtype, shape, plot])
     return parser
 
 
@@ -461,15 +415,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.json is not None:
             check_output(arguments.json, force=True)
+        plot = getattr(arguments, "plot", None)
+        if plot is not None:
+            check_output(plot, force=True)
         facts = machine()
         print_machine(facts)
         results = list(arguments.run(arguments))
         print_table(result.row() for result in results)
+        if plot is not None:
+            import benchmark_plot
+
+            title = f"{arguments.command} on {facts['processor']}, {facts['cores']} cores, MLX {facts['mlx']}"
+            benchmark_plot.draw_plot(results, plot, title)
         if arguments.json is not None:
             settings = {
                 name: str(value) if isinstance(value, Path) else value
                 for name, value in vars(arguments).items()
-                if name not in ("run", "json")
+                if name not in ("run", "json", "plot")
             }
             report = {"machine": facts, "settings": settings, "results": [result.to_json() for result in results]}
             arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -45,35 +45,66 @@ def _add_clip(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--size", type=size, default=(64, 64), metavar="WxH", help="pixels, rounded up to whole latents (64x64)"
     )
-    command.add_argument("--frames", type=WHOLE, default=9, metavar="N", help="(%(default)s)")
+    command.add_argument("--frames", type=WHOLE, nargs="+", default=[9], metavar="N", help="(9)")
 
 
-def _clip(arguments: argparse.Namespace, config: VideoVaeConfig) -> tuple[int, int, str]:
-    """Rows and columns of latents that cover the picture, and what the clip is called."""
-    (width, height), frames, scale = arguments.size, arguments.frames, config.space_scale
-    if (frames - 1) % config.time_scale:
-        raise UserError(f"--frames {frames}: must be {config.time_scale}k + 1")
-    rows, columns = -(-height // scale), -(-width // scale)
-    return rows, columns, f"{columns * scale}x{rows * scale}, {frames} frames, {dtype_name(chosen_dtype(arguments))}"
+class _Clip(NamedTuple):
+    """What the decoder makes and the encoder reads.
+
+    Attributes:
+        frames: of the picture.
+        rows, columns: of latents that cover it.
+        space: pixels of a latent's side.
+        dtype: of the network.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    space: int
+    dtype: mx.Dtype
+
+    @property
+    def height(self) -> int:
+        return self.rows * self.space
+
+    @property
+    def width(self) -> int:
+        return self.columns * self.space
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}, {self.frames} frames, {dtype_name(self.dtype)}"
+
+
+def _clips(arguments: argparse.Namespace, config: VideoVaeConfig) -> list[_Clip]:
+    (width, height), scale, dtype = arguments.size, config.space_scale, chosen_dtype(arguments)
+    for frames in arguments.frames:
+        if (frames - 1) % config.time_scale:
+            raise UserError(f"--frames {frames}: must be {config.time_scale}k + 1")
+    return [_Clip(frames, -(-height // scale), -(-width // scale), scale, dtype) for frames in arguments.frames]
 
 
 def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
     """The video decoder; the prediction of its peak is, as the measured one, beside weights and latents."""
     config = load_config(arguments, VideoVaeConfig.from_metadata)
-    rows, columns, clip = _clip(arguments, config)
-    if "bands" in arguments.modes and arguments.bands > rows:
-        raise UserError(f"--bands {arguments.bands}: the picture has {rows} rows of latents")
-    dtype, space = chosen_dtype(arguments), config.space_scale
+    clips = _clips(arguments, config)
+    if "bands" in arguments.modes and arguments.bands > clips[0].rows:
+        raise UserError(f"--bands {arguments.bands}: the picture has {clips[0].rows} rows of latents")
     decoder = VideoDecoder(config)
-    decoder.set_dtype(dtype)
+    decoder.set_dtype(chosen_dtype(arguments))
     mx.eval(decoder.parameters())
-    latent = mx.random.normal(
-        (1, 1 + (arguments.frames - 1) // config.time_scale, rows, columns, config.latent_channels)
-    )
-    latent = latent.astype(dtype)
+    for clip in clips:
+        yield from _decode(arguments, decoder, clip)
+
+
+def _decode(arguments: argparse.Namespace, decoder: VideoDecoder, clip: _Clip) -> Iterator[Measurement]:
+    config = decoder.config
+    latent_frames = 1 + (clip.frames - 1) // config.time_scale
+    latent = mx.random.normal((1, latent_frames, clip.rows, clip.columns, config.latent_channels)).astype(clip.dtype)
     mx.eval(latent)
     noise = mx.random.normal
-    tiling = Tiling.automatic(rows * space, columns * space, space)
+    tiling = Tiling.automatic(clip.height, clip.width, clip.space)
     given = {
         "streamed": lambda: decoder.stream(latent, noise=noise),
         "bands": lambda: decoder.stream(latent, noise=noise, bands=arguments.bands, aside=_Nowhere),
@@ -88,45 +119,49 @@ def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
         figures: dict[str, float] = {}
         if mode in ("streamed", "bands"):
             bands = arguments.bands if mode == "bands" else 1
-            work = decoding_work(config, rows * space, columns * space, dtype, bands=bands, frames=arguments.frames)
+            work = decoding_work(config, clip.height, clip.width, clip.dtype, bands=bands, frames=clip.frames)
             figures[PREDICTED] = work / MIB
             if bands > 1:
-                figures[WORK] = band_cost(config, rows * space, bands)
+                figures[WORK] = band_cost(config, clip.height, bands)
         name = f"{arguments.bands} bands" if mode == "bands" else mode
-        measured = watch.measure(f"{name}, {clip}", _taking(given[mode]), arguments.frames, "frames")
-        yield replace(measured, figures=figures)
+        measured = watch.measure(f"{name}, {clip.name}", _taking(given[mode]), clip.frames, "frames")
+        yield replace(measured, figures=figures, series=name)
 
 
 def benchmark_encode(arguments: argparse.Namespace) -> Iterator[Measurement]:
     """The video encoder, given a latent frame's worth of frames at a time, or all of them."""
     config = load_config(arguments, VideoVaeConfig.from_metadata)
-    rows, columns, clip = _clip(arguments, config)
-    dtype, space = chosen_dtype(arguments), config.space_scale
+    clips = _clips(arguments, config)
     encoder = VideoEncoder(config)
-    encoder.set_dtype(dtype)
+    encoder.set_dtype(chosen_dtype(arguments))
     mx.eval(encoder.parameters())
-    height, width, frames = rows * space, columns * space, arguments.frames
+    for clip in clips:
+        yield from _encode(arguments, encoder, clip)
+
+
+def _encode(arguments: argparse.Namespace, encoder: VideoEncoder, clip: _Clip) -> Iterator[Measurement]:
+    config = encoder.config
 
     def video(count: int) -> mx.array:
-        return mx.random.uniform(-1, 1, (1, count, height, width, config.image_channels)).astype(dtype)
+        return mx.random.uniform(-1, 1, (1, count, clip.height, clip.width, config.image_channels)).astype(clip.dtype)
 
     def pieces() -> Iterator[mx.array]:
         yield video(1)
-        for _ in range((frames - 1) // config.time_scale):
+        for _ in range((clip.frames - 1) // config.time_scale):
             yield video(config.time_scale)
 
     given = {
         "streamed": lambda: encoder.stream(pieces()),
-        "whole": lambda: encoder.stream([video(frames)], elements=None),
+        "whole": lambda: encoder.stream([video(clip.frames)], elements=None),
     }
     watch = Stopwatch(arguments.repeats, arguments.limit)
     for mode in ENCODE_MODES:
         if mode in arguments.modes:
-            measured = watch.measure(f"{mode}, {clip}", _taking(given[mode]), frames, "frames")
-            predicted = encoding_work(config, height, width, dtype, frames=frames)
+            measured = watch.measure(f"{mode}, {clip.name}", _taking(given[mode]), clip.frames, "frames")
+            predicted = encoding_work(config, clip.height, clip.width, clip.dtype, frames=clip.frames)
             # The two pieces that the encoder reads from, and their patches, are this benchmark's.
-            predicted += 4 * config.time_scale * height * width * config.image_channels * dtype.size
-            yield replace(measured, figures={PREDICTED: predicted / MIB} if mode == "streamed" else {})
+            predicted += 4 * config.time_scale * clip.height * clip.width * config.image_channels * clip.dtype.size
+            yield replace(measured, figures={PREDICTED: predicted / MIB} if mode == "streamed" else {}, series=mode)
 
 
 def _taking(pieces: Callable[[], Iterator[mx.array]]) -> Callable[[], None]:

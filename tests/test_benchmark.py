@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from PIL import Image
 
 import benchmark
 from mlx_ltx.models.transformer_config import TransformerConfig
@@ -14,15 +15,16 @@ from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 
 GOLDEN = Path(__file__).parent / "golden"
-TRANSFORMER, VIDEO_VAE, VOCODER = (
-    GOLDEN / f"{name}.ckpt.safetensors" for name in ("transformer_23", "video_vae_23", "vocoder_23")
+TRANSFORMER, VIDEO_VAE, VOCODER, TEXT = (
+    GOLDEN / f"{name}.ckpt.safetensors" for name in ("transformer_23", "video_vae_23", "vocoder_23", "text_23")
 )
 COMMANDS = {
-    "demo": ["demo", "--pipeline", "distilled", "--size", "128x64", "--frames", "9"],
+    "end-to-end": ["end-to-end", "--pipeline", "distilled", "--size", "128x64", "--frames", "9"],
     "block": ["block", "--checkpoint", TRANSFORMER, "--tokens", "4", "12", "--audio-tokens", "3", "--text-tokens", "5"],
     "decode": ["decode", "--checkpoint", VIDEO_VAE, "--size", "64x96", "--frames", "17"],
     "encode": ["encode", "--checkpoint", VIDEO_VAE, "--size", "64x96", "--frames", "9"],
     "vocoder": ["vocoder", "--checkpoint", VOCODER, "--seconds", "0.1", "0.2"],
+    "text": ["text", "--checkpoint", TEXT, "--gemma", GOLDEN / "gemma3_tiny", "--tokens", "8"],
 }
 
 
@@ -57,7 +59,7 @@ def test_every_command_gives_sane_numbers(capsys, tmp_path, command):
     assert {"processor", "cores", "memory_gib", "mlx", "device", "blas"} <= report["machine"].keys()
     assert all(rate > 0 for rate in report["machine"]["matmul_gflops"].values())
     assert report["settings"]["repeats"] == 2
-    assert len(report["results"]) == (9 if command == "demo" else 2)
+    assert len(report["results"]) == {"end-to-end": 9, "text": 4}.get(command, 2)
     for result in report["results"]:
         assert len(result["seconds"]) == 2
         assert 0 < min(result["seconds"]) <= result["median_seconds"] <= max(result["seconds"]) < 60
@@ -70,7 +72,7 @@ def test_every_command_gives_sane_numbers(capsys, tmp_path, command):
 
 
 def test_the_whole_demo_clip_takes_as_long_as_its_phases(capsys, tmp_path):
-    _, report = run(capsys, tmp_path, *COMMANDS["demo"], "--repeats", "1")
+    _, report = run(capsys, tmp_path, *COMMANDS["end-to-end"], "--repeats", "1")
     *phases, whole = report["results"]
     assert whole["name"] == "the whole clip"
     assert 0.5 * whole["median_seconds"] < sum(phase["median_seconds"] for phase in phases) < whole["median_seconds"]
@@ -102,6 +104,37 @@ def test_streaming_an_encode_needs_less_memory_than_a_whole_clip(capsys, tmp_pat
     streamed, whole = run(capsys, tmp_path, *flags)[1]["results"]
     assert 2 * streamed["peak_bytes"] < whole["peak_bytes"]
     assert 0 < streamed["figures"]["MiB predicted"] * benchmark.MIB < whole["peak_bytes"]
+
+
+def test_the_plan_stands_beside_what_was_measured(capsys, tmp_path):
+    flags = ["plan", "--size", "64x64", "--frames", "9", "--repeats", "1"]
+    making, *phases = run(capsys, tmp_path, *flags)[1]["results"]
+    assert making["name"] == "making the plan"
+    assert len(phases) == 8
+    for phase in phases:
+        predicted, ratio = phase["figures"]["MiB predicted"], phase["figures"]["of what was measured"]
+        assert predicted * benchmark.MIB / ratio == pytest.approx(phase["peak_bytes"])
+        assert 0.5 < ratio < 2
+
+
+def test_a_plot_has_a_line_for_each_way(capsys, tmp_path):
+    picture = tmp_path / "plot.png"
+    flags = ["decode", "--checkpoint", VIDEO_VAE, "--frames", "9", "17", "--repeats", "1", "--plot", picture]
+    results = run(capsys, tmp_path, *flags)[1]["results"]
+    assert [(result["series"], result["amount"]) for result in results] == [
+        (series, frames) for frames in (9, 17) for series in ("streamed", "whole")
+    ]
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert image.size == (1200, 500)
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_a_single_size_makes_no_plot(capsys, tmp_path):
+    picture = tmp_path / "plot.png"
+    flags = ["vocoder", "--checkpoint", VOCODER, "--seconds", "0.1", "--repeats", "1", "--plot", picture]
+    assert "give several sizes" in failed(capsys, *flags)
+    assert not picture.exists()
 
 
 def test_the_dtype_is_used(capsys, tmp_path):
