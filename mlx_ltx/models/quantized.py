@@ -155,7 +155,7 @@ class QuantizedLinear(nn.QuantizedLinear):
         """The outputs ``first`` to ``last``, once ``after`` has been computed."""
         weight, scales, biases = self.weight, self.scales, self.get("biases")
         if after is not None:
-            (weight,) = mx.depends([weight], [after])
+            (weight,) = mx.depends([weight], [mx.stop_gradient(after)])  # an order, no gradient
         biases = None if biases is None else biases[first:last]
         dense = self.format.dequantize(weight[first:last], scales[first:last], biases, x.dtype).T
         return mx.addmm(self.bias[first:last], x, dense) if "bias" in self else x @ dense
