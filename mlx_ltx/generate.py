@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from mlx_ltx import display
 from mlx_ltx.errors import UserError
 from mlx_ltx.flags import build_parser, capabilities
-from mlx_ltx.request import Request
+from mlx_ltx.request import SOUND_GUIDANCE, Request
 
 
 def read_request(arguments: argparse.Namespace) -> Request:
@@ -71,6 +71,8 @@ def _replayed(request: Request, changes: dict[str, Any]) -> Request:
         dropped = [entry for entry in fields(Request) if entry.name not in chosen.accepts]
         defaults = {entry.name: entry.default for entry in dropped}
         request = request.with_changes(**{**defaults, "width": None, "height": None})
+    if changes.get("audio") is False:
+        request = request.with_changes(**dict.fromkeys(SOUND_GUIDANCE))
     for name, several in (("seed", "seeds"), ("prompt", "prompts"), ("prompt", "segments")):
         if name in changes:
             changes.setdefault(several, ())

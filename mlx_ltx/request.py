@@ -26,6 +26,10 @@ REGENERATE = ("both", "video", "audio")
 UPSCALE = ("spatial", "temporal")
 COLOUR_SPACES = ("SRGB_LINEAR", "ACESCG", "ACESCCT")
 
+GUIDANCE_NAMES = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
+# What guides the sound, and the picture by it.
+SOUND_GUIDANCE = (*(f"audio_{name}" for name in GUIDANCE_NAMES), "video_modality_scale")
+
 # Where a setting is not the flag's own name with dashes.
 FLAGS = {
     "images": "--image",
@@ -286,6 +290,10 @@ class Request:
                 raise UserError(f"--image {image.path}: frame {image.frame} is negative; frames count from 0")
             if image.crf is not None and not 0 <= image.crf <= 51:
                 raise UserError(f"--image {image.path}: crf {image.crf} is not from 0 to 51")
+        frames = [image.frame for image in self.images]
+        for image in self.images:
+            if frames.count(image.frame) > 1:
+                raise UserError(f"--image {image.path}: another image is given for frame {image.frame} too")
         for video in self.video_conditionings:
             if not 0 <= video.strength <= 1:
                 raise UserError(f"--video-conditioning {video.path}: strength {video.strength:g} is not from 0 to 1")
@@ -305,8 +313,11 @@ class Request:
             raise UserError(f"--group-size {self.group_size}: is for --quantize q8, q6, q5 and q4")
         if self.end_time is not None and self.end_time <= (self.start_time or 0):
             raise UserError(f"--end-time {self.end_time:g}: must be after --start-time {self.start_time or 0:g}")
-        if not self.audio and self.output_audio is not None:
-            raise UserError("--output-audio needs sound; leave out --no-audio")
+        if not self.audio:
+            given = [name for name in SOUND_GUIDANCE if getattr(self, name) is not None]
+            given += ["output_audio"] if self.output_audio is not None else []
+            if given:
+                raise UserError(f"{', '.join(map(flag, given))}: there is no sound with --no-audio")
         _check_suffix("output", self.output, (".mp4",))
         _check_suffix("output_audio", self.output_audio, (".wav", ".flac"))
         _check_suffix("contact_sheet", self.contact_sheet, (".png",))

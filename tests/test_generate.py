@@ -1,5 +1,6 @@
 """The command line from end to end, with the embedded demo model: every file that it writes is opened and checked."""
 
+import itertools
 import json
 import os
 import signal
@@ -117,6 +118,15 @@ def test_a_replay_with_another_pipeline_drops_what_that_one_does_not_use(tmp_pat
     replay = ["--replay", guided, "--pipeline", "distilled", *SIZE, "--quiet", "--output", again]
     assert main([str(flag) for flag in replay]) == 0
     assert "negative_prompt" not in read_metadata(again)
+
+
+def test_a_silent_replay_drops_what_guides_the_sound(tmp_path):
+    clips = [tmp_path / f"{name}.mp4" for name in "abc"]
+    assert generate(*ONE_STAGE, "--v2a-guidance-scale", "2", "--output", clips[0]) == 0
+    assert read_metadata(clips[0])["audio_modality_scale"] == 2
+    for made, again in itertools.pairwise(clips):  # the second time, the settings are those of a silent clip
+        assert main([*map(str, ["--replay", made, "--no-audio", "--quiet", "--output", again])]) == 0
+        assert not {"audio_cfg_scale", "audio_modality_scale", "video_modality_scale"} & read_metadata(again).keys()
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)

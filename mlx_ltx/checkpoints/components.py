@@ -16,12 +16,12 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.connectors import TextConnectors
 from mlx_ltx.models.gemma import GemmaConfig
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.text_features import FeatureConfig, FeatureExtractor
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
-from mlx_ltx.models.video_vae_blocks import ChannelStatistics
 from mlx_ltx.models.vocoder import VocoderConfig, build_vocoder
 
 Config = TypeVar("Config")

@@ -13,7 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_ltx.models.video_vae_blocks import ChannelStatistics, depth_to_space
+from mlx_ltx.models.statistics import ChannelStatistics
+from mlx_ltx.models.video_vae_blocks import depth_to_space
 
 NORM_GROUPS = 32
 BLUR_SIZE = 5

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.streaming import (
     ELEMENTS_PER_PIECE,
     Rows,
@@ -32,7 +33,6 @@ from mlx_ltx.models.streaming import (
 )
 from mlx_ltx.models.timestep import TimestepEmbedder
 from mlx_ltx.models.video_vae_blocks import (
-    ChannelStatistics,
     Conditions,
     ConvStage,
     Downsample,

@@ -100,23 +100,6 @@ def unpatchify(x: mx.array, size: int) -> mx.array:
     return x.reshape(B, F, H * size, W * size, -1)
 
 
-class ChannelStatistics(nn.Module):
-    """Mean and standard deviation of every latent channel over the training data."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.mean = mx.zeros(channels)
-        self.std = mx.ones(channels)
-
-    def normalize(self, latent: mx.array) -> mx.array:
-        """What the encoder computes (..., C) to what the transformer sees, in the dtype of ``latent``."""
-        return (latent - self.mean.astype(latent.dtype)) / self.std.astype(latent.dtype)
-
-    def denormalize(self, latent: mx.array) -> mx.array:
-        """The inverse of :meth:`normalize`."""
-        return latent * self.std.astype(latent.dtype) + self.mean.astype(latent.dtype)
-
-
 class PaddedConv(nn.Module):
     """A 3x3x3 convolution that pads in space; in time it gets its context from a :class:`Window`.
 

@@ -33,9 +33,9 @@ from mlx_ltx.models.video_vae import VideoVaeConfig
 from mlx_ltx.models.vocoder import VocoderConfig
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
 from mlx_ltx.pipelines.loras import StageLoras, choose_loras
-from mlx_ltx.pipelines.pipeline import GUIDANCE, GUIDANCE_NAMES, Pipeline, pipelines
+from mlx_ltx.pipelines.pipeline import GUIDANCE, Pipeline, pipelines
 from mlx_ltx.pipelines.prompt_cache import Embedded, PromptCache, file_identity
-from mlx_ltx.request import Request, flag
+from mlx_ltx.request import GUIDANCE_NAMES, SOUND_GUIDANCE, Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
     AudioGrid,
@@ -255,7 +255,7 @@ def prepare(request: Request) -> Job:
         "fps": clip.fps,
         "steps": steps,
         "negative_prompt": negative,
-        **(_guidance_fields(guidance) if guidance is not None else {}),
+        **(_guidance_fields(guidance, request.audio) if guidance is not None else {}),
     }
     decided = replace(request, **{k: v for k, v in decisions.items() if k in pipeline.accepts})
     later = [lora.source for lora in request.loras if lora.stage == 2]
@@ -324,7 +324,10 @@ def _known_pipeline(name: str) -> Pipeline:
 def _check_fields(request: Request, pipeline: Pipeline) -> None:
     """Everything given is used, and everything needed is given."""
     given = {entry.name for entry in fields(request) if getattr(request, entry.name) != entry.default}
-    unused = sorted(flag(name) for name in given - pipeline.accepts)
+    unused = sorted(
+        "--no-guided" if (name, request.guided) == ("guided", False) else flag(name)
+        for name in given - pipeline.accepts
+    )
     if unused:
         raise UserError(f"the {pipeline.name} pipeline does not use {', '.join(dict.fromkeys(unused))}")
     missing = [flag(name) for name in pipeline.needs if name not in given]
@@ -439,12 +442,14 @@ def _cfg_rule(request: Request) -> PlainCfg | CfgStar | Apg:
     return PlainCfg()
 
 
-def _guidance_fields(guidance: Guidance) -> dict[str, Any]:
-    return {
+def _guidance_fields(guidance: Guidance, sound: bool) -> dict[str, Any]:
+    """The guidance as a request says it; without sound, nothing of what guides it."""
+    values = {
         f"{stream}_{name}": getattr(getattr(guidance, stream), name)
         for stream in ("video", "audio")
         for name in GUIDANCE_NAMES
     }
+    return values if sound else {**values, **dict.fromkeys(SOUND_GUIDANCE)}
 
 
 def _lasting_name(model: str | None) -> str | None:

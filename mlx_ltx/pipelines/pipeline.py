@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlx_ltx.events import Event, Finished, Phase
 from mlx_ltx.media.color import LogCurve
 from mlx_ltx.pipelines.defaults import Defaults
-from mlx_ltx.request import Request
+from mlx_ltx.request import GUIDANCE_NAMES, Request
 
 if TYPE_CHECKING:
     from mlx_ltx.pipelines.job import Job, Model
@@ -27,7 +27,6 @@ LENGTH = frozenset({"num_frames", "duration", "fps"})
 SEGMENTS = frozenset({"segments"})
 IMAGES = frozenset({"images", "fit"})
 LORAS = frozenset({"loras", "camera"})
-GUIDANCE_NAMES = ("cfg_scale", "stg_scale", "stg_blocks", "rescale", "modality_scale", "skip_step")
 VIDEO_GUIDANCE = frozenset(f"video_{name}" for name in GUIDANCE_NAMES)
 AUDIO_GUIDANCE = frozenset(f"audio_{name}" for name in GUIDANCE_NAMES)
 GUIDANCE = VIDEO_GUIDANCE | AUDIO_GUIDANCE

@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from mlx_ltx.checkpoints.keymaps import UPSAMPLER
 from mlx_ltx.checkpoints.loading import load_weights
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig, upsample_latent
-from mlx_ltx.models.video_vae_blocks import ChannelStatistics
 from parity import Comparison, GoldenSet, runner
 from parity.video_vae import channels_first, channels_last
 

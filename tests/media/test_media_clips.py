@@ -11,6 +11,7 @@ from PIL import Image
 
 from mlx_ltx.errors import UserError
 from mlx_ltx.media import clips
+from mlx_ltx.media.audio import read_audio
 from mlx_ltx.media.clips import probe, read_clip, read_frames
 from mlx_ltx.media.color import Primaries, convert_primaries
 from mlx_ltx.media.video import VideoWriter
@@ -344,14 +345,32 @@ def test_what_is_no_clip(tmp_path):
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fps", [None, 12])
-def test_a_truncated_clip(tmp_path, fps):
-    path = tmp_path / "clip.mp4"
+def noisy_clip(path):
     with VideoWriter(path, 48, 32, 24) as writer:
         writer.write_frames(np.random.default_rng(0).integers(0, 255, (30, 32, 48, 3)).astype(np.uint8))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("fps", [None, 12])
+def test_a_clip_with_damaged_data(tmp_path, fps):
+    data = bytearray(noisy_clip(tmp_path / "clip.mp4"))
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    (tmp_path / "clip.mp4").write_bytes(data)
     with pytest.raises(UserError, match="damaged after frame"):
-        list(read_clip(path, fps))
+        list(read_clip(tmp_path / "clip.mp4", fps))
+
+
+@pytest.mark.parametrize("missing", [1, 5000])
+def test_a_clip_that_is_cut_off(tmp_path, missing):
+    data = noisy_clip(tmp_path / "clip.mp4")
+    (tmp_path / "clip.mp4").write_bytes(data[:-missing])
+    for use in (probe, lambda path: list(read_clip(path)), read_audio):
+        with pytest.raises(UserError, match=f"is cut off, its last {missing} bytes are missing"):
+            use(tmp_path / "clip.mp4")
+    # A box that goes on to the end, as live recordings have it, has no end to miss.
+    start = data.index(b"mdat") - 4
+    (tmp_path / "clip.mp4").write_bytes(data[:start] + bytes(4) + data[start + 4 :])
+    assert probe(tmp_path / "clip.mp4").frames == 30
 
 
 def test_files_are_closed_when_reading_stops_early(constant):

@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 import parity.upsampler
 from mlx_ltx.checkpoints.keymaps import UPSAMPLER
 from mlx_ltx.checkpoints.loading import load_weights, published_shapes
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.upsampler import BlurDown, LatentUpsampler, UpsamplerConfig, upsample_latent
-from mlx_ltx.models.video_vae_blocks import ChannelStatistics
 from parity import GoldenSet, runner_for
 
 GOLDEN = Path(__file__).parents[1] / "golden"

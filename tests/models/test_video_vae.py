@@ -13,10 +13,10 @@ from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.keymaps import VIDEO_DECODER, VIDEO_ENCODER
 from mlx_ltx.checkpoints.loading import load_weights, published_shapes
 from mlx_ltx.errors import UserError
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.streaming import run
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import (
-    ChannelStatistics,
     Conditions,
     ResnetBlock,
     depth_to_space,
