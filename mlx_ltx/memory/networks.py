@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import mlx.nn as nn
 
 from mlx_ltx.checkpoints.files import TensorInfo
 from mlx_ltx.memory.trace import parameters, record
+from mlx_ltx.models.attention_bias import GroupBias
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.connectors import Connector
 from mlx_ltx.models.gemma import Gemma, GemmaConfig, all_hidden_states
@@ -141,8 +143,9 @@ def _rope(stream: StreamConfig, tokens: int, dim: int, interleaved: bool) -> Rop
 
 
 def _stream_input(
-    config: TransformerConfig, stream: StreamConfig, tokens: int, text: int, levels: int, grouped: bool, dtype: mx.Dtype
+    config: TransformerConfig, stream: StreamConfig, given: Tokens, text: int, dtype: mx.Dtype
 ) -> StreamInput:
+    tokens, levels = given.number, given.levels
     cross = None
     if config.video and config.audio:
         cross = _rope(stream, tokens, config.audio.dim, config.rope_interleaved)
@@ -153,8 +156,13 @@ def _stream_input(
         context=_zeros((1, text, stream.caption_channels or stream.context_dim), dtype),
         rope=StreamRope(_rope(stream, tokens, stream.dim, config.rope_interleaved), cross),
         level_of_token=_zeros((1, tokens), mx.int32) if levels > 1 else None,
-        attention_bias=_zeros((1, 1, tokens, tokens), dtype) if grouped else None,
+        attention_bias=_group_bias(tokens, tokens, dtype) if given.grouped else None,
+        context_bias=_group_bias(tokens, text, dtype) if given.timed else None,
     )
+
+
+def _group_bias(queries: int, keys: int, dtype: mx.Dtype) -> GroupBias:
+    return GroupBias(*(_zeros((number,), kind) for number in (queries, keys) for kind in (mx.int32, dtype)))
 
 
 def _arrays(given: StreamInput | None) -> list[mx.array]:
@@ -162,8 +170,11 @@ def _arrays(given: StreamInput | None) -> list[mx.array]:
         return []
     own, cross = given.rope
     tables = [own.cos, own.sin, *([cross.cos, cross.sin] if cross else [])]
-    rest = [array for array in (given.level_of_token, given.attention_bias) if array is not None]
-    return [given.latent, given.sigma, given.timesteps, given.context, *tables, *rest]
+    biases = [
+        array for bias in (given.attention_bias, given.context_bias) if isinstance(bias, GroupBias) for array in bias
+    ]
+    levels = [given.level_of_token] if given.level_of_token is not None else []
+    return [given.latent, given.sigma, given.timesteps, given.context, *tables, *levels, *biases]
 
 
 def _with_arrays(given: StreamInput | None, arrays: list[mx.array]) -> StreamInput | None:
@@ -185,7 +196,8 @@ def _with_arrays(given: StreamInput | None, arrays: list[mx.array]) -> StreamInp
         context=context,
         rope=tables,
         level_of_token=next(left) if given.level_of_token is not None else None,
-        attention_bias=next(left) if given.attention_bias is not None else None,
+        attention_bias=GroupBias(*islice(left, 4)) if given.attention_bias is not None else None,
+        context_bias=GroupBias(*islice(left, 4)) if given.context_bias is not None else None,
     )
 
 
@@ -196,11 +208,13 @@ class Tokens(NamedTuple):
         number: tokens, given ones included.
         levels: how many different noise levels they have.
         grouped: whether not all of them attend to each other fully.
+        timed: whether not all of them attend to the whole text.
     """
 
     number: int
     levels: int = 1
     grouped: bool = False
+    timed: bool = False
 
 
 def denoising_work(
@@ -217,7 +231,7 @@ def denoising_work(
         if stream is None or tokens is None:
             given.append(None)
             continue
-        given.append(_stream_input(config, stream, tokens.number, text, tokens.levels, tokens.grouped, dtype))
+        given.append(_stream_input(config, stream, tokens, text, dtype))
         held += (passes - 1) * tokens.number * stream.dim * dtype.size
         # the state's latents (noisy, clean), its next value, and one prediction per pass, in float32
         held += (2 + passes) * tokens.number * stream.in_channels * 4

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
 import mlx.core as mx
@@ -154,16 +155,21 @@ def _with_activations(tape: Tape) -> list[dict[str, Any]]:
             constant.add(step["outputs"][0][0])
     steps: list[dict[str, Any] | None] = list(tape.steps)
     for name in [name for name, indices in readers.items() if len(indices) >= 2 and name not in constant]:
-        group, made = [], {name}
-        for index in range(readers[name][0], len(steps)):
-            here = steps[index]
-            if here is None:
+        group: list[int] = []
+        made = {name}
+        ahead = sorted(set(readers[name]))  # rising, and so a heap
+        while ahead:
+            index = heappop(ahead)
+            here = steps[index] if index < len(steps) else None
+            if here is None or index in group[-1:]:
                 continue
             sources = {source for source, _, _ in here["inputs"]} - constant
             if here["name"] not in ELEMENTWISE or not sources or not sources <= made:
                 continue
             group.append(index)
             made.add(here["outputs"][0][0])
+            for reader in readers.get(here["outputs"][0][0], ()):
+                heappush(ahead, reader)
         inside = set(group)
         results = [i for i in group if set(readers.get(tape.steps[i]["outputs"][0][0], ())) - inside]
         if len(results) != 1 or not set(readers[name]) <= inside:

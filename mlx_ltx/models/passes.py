@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_ltx.models.attention_bias import AttentionBias
 from mlx_ltx.models.rope import RopeTable
 
 
@@ -30,9 +31,8 @@ class StreamInput:
         context: (B, S, context_dim or caption_channels) text embeddings.
         rope: from :meth:`mlx_ltx.models.transformer.Transformer.rope`.
         level_of_token: (B, T) int32 index into ``timesteps``, or None.
-        context_mask: (B, S), or (B, T, S) for each token, 1 for text to attend to, 0 for other; None attends to all.
-        attention_bias: from :meth:`mlx_ltx.models.transformer.Transformer.attention_bias`; None lets tokens attend to
-            each other fully.
+        context_bias: which text a token attends to; None attends to all.
+        attention_bias: how strongly tokens attend to each other; None is fully.
         keyframes_mask: (B, T), positive for tokens that encode a single pixel frame; None marks none.
         frozen: the stream stays as it is and only serves the other one as context.
     """
@@ -43,8 +43,8 @@ class StreamInput:
     context: mx.array
     rope: StreamRope
     level_of_token: mx.array | None = None
-    context_mask: mx.array | None = None
-    attention_bias: mx.array | None = None
+    context_bias: AttentionBias | None = None
+    attention_bias: AttentionBias | None = None
     keyframes_mask: mx.array | None = None
     frozen: bool = False
 

@@ -104,7 +104,7 @@ class StreamEnds(nn.Module):
             modulation=modulation,
             context=context,
             prompt_modulation=prompt_modulation,
-            context_mask=None if given.context_mask is None else _context_bias(given.context_mask, dtype),
+            context_bias=given.context_bias,
             attention_bias=given.attention_bias,
             rope=given.rope,
             cross_modulation=cross_modulation,
@@ -168,19 +168,6 @@ class Transformer(nn.Module):
             audio: float32 (B, 1, T, 2), in seconds; None without audio.
         """
         return self._stream_rope(self._config.video, video), self._stream_rope(self._config.audio, audio)
-
-    def attention_bias(self, strengths: mx.array) -> mx.array:
-        """What is added to attention logits between tokens of a stream, to be made once per run.
-
-        Args:
-            strengths: (B, T, T) in [0, 1], how strongly tokens attend to each other.
-
-        Returns:
-            (B, 1, T, T) in the dtype of activations: the logarithm, and the lowest number for 0.
-        """
-        smallest = float(np.finfo(np.float32).tiny)
-        bias = mx.log(mx.maximum(strengths.astype(mx.float32), smallest))
-        return mx.where(strengths > 0, bias, mx.finfo(self.dtype).min).astype(self.dtype)[:, None]
 
     def _stream_rope(self, stream: StreamConfig | None, positions: np.ndarray | None) -> StreamRope | None:
         if positions is None:
@@ -286,9 +273,3 @@ class Transformer(nn.Module):
     def evaluations(self, passes: Sequence[PassInput]) -> int:
         """How many blocks :meth:`forward_passes` computes."""
         return sum(map(len, shared_passes(passes, self._config.layers)))
-
-
-def _context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """(B, S) or (B, T, S) ones and zeros to an additive bias (B, 1, 1 or T, S)."""
-    bias = mx.where(mask > 0, 0.0, mx.finfo(dtype).min).astype(dtype)
-    return bias[:, None, None] if mask.ndim == 2 else bias[:, None]

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_ltx.models.attention import Attention, FeedForward, KeysValues, rms_norm
+from mlx_ltx.models.attention_bias import AttentionBias
 from mlx_ltx.models.passes import Perturbation, StreamRope
 from mlx_ltx.models.transformer_config import StreamConfig, TransformerConfig
 
@@ -48,8 +49,8 @@ class StreamState(NamedTuple):
     modulation: Modulation
     context: mx.array
     prompt_modulation: mx.array | None
-    context_mask: mx.array | None
-    attention_bias: mx.array | None
+    context_bias: AttentionBias | None
+    attention_bias: AttentionBias | None
     rope: StreamRope
     cross_modulation: Modulation | None
     cross_gate: Modulation | None
@@ -83,14 +84,14 @@ class StreamBlock(nn.Module):
     ) -> mx.array:
         shift, scale, gate = state.modulation.rows(self.scale_shift_table, 0, 3)
         normed = rms_norm(state.x, self._eps) * (1 + scale) + shift
-        x = state.x + self.attn1(normed, rope=state.rope.own, mask=state.attention_bias, keep=keep) * gate
+        x = state.x + self.attn1(normed, rope=state.rope.own, bias=state.attention_bias, keep=keep) * gate
 
         normed = rms_norm(x, self._eps)
         text = self._text(state, {} if texts is None else texts)
         if "prompt_scale_shift_table" not in self:
-            return x + self.attn2.attend_to(normed, text, state.context_mask)
+            return x + self.attn2.attend_to(normed, text, state.context_bias)
         shift, scale, gate = state.modulation.rows(self.scale_shift_table, 6, 9)
-        return x + self.attn2.attend_to(normed * (1 + scale) + shift, text, state.context_mask) * gate
+        return x + self.attn2.attend_to(normed * (1 + scale) + shift, text, state.context_bias) * gate
 
     def _text(self, state: StreamState, texts: dict[Hashable, KeysValues]) -> KeysValues:
         """Keys and values of the text, made once for all passes that read it at the same noise level."""

@@ -399,7 +399,7 @@ class _Predictor:
         if grids.video is not None:
             video = self.video_tokens(clip, grids.video)
         if grids.audio is not None:
-            audio = Tokens(grids.audio.frames)
+            audio = Tokens(grids.audio.frames, timed=bool(job.request.segments))
         passes = len(job.guidance.passes()) if job.guidance is not None and guided else 1
         segments = max(1, len(job.request.segments))
         work = networks.denoising_work(self.transformer, video, audio, segments * LENGTH, passes, self.dtype)
@@ -420,7 +420,8 @@ class _Predictor:
             frames = math.ceil((clip.frames - 1) / (scale.time * self.job.model.video_vae.time_scale)) + 1
             given += count * frames * (grid.height // scale.size) * (grid.width // scale.size)
         levels = 2 if request.images or count or request.video_path else 1
-        return Tokens(grid.tokens + given, levels, request.attention_mask is not None)
+        weaker = request.attention_mask is not None or request.attention_strength not in (None, 1.0)
+        return Tokens(grid.tokens + given, levels, weaker, bool(request.segments))
 
     def latents(self, clip: ClipShape) -> int:
         grids = self.job.grids(clip)

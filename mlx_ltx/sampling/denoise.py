@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.events import Event, Progress, StepDone
+from mlx_ltx.models.attention_bias import AttentionBias, GroupBias
 from mlx_ltx.models.passes import PassInput, StreamInput, StreamRope
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.sampling.evaluation import EvaluationPolicy
@@ -43,14 +44,14 @@ class TextContext(NamedTuple):
             ends if len(parts) > 1 else (),
         )
 
-    def mask(self, state: LatentState) -> mx.array | None:
-        """(1, T, S), 1 where a token attends; None if every token attends to the whole text."""
+    def bias(self, state: LatentState, dtype: mx.Dtype) -> AttentionBias | None:
+        """Which part each token attends to; None if every token attends to the whole text."""
         if not self.ends:
             return None
         middle = state.positions[0, 0].mean(axis=-1)
-        part = np.searchsorted(np.array(self.ends[:-1]), middle, side="right")
-        attends = part[:, None] == np.arange(len(self.ends))
-        return mx.array(np.repeat(attends, self.video.shape[1] // len(self.ends), axis=1))[None]
+        on = np.searchsorted(np.array(self.ends[:-1]), middle, side="right")
+        parts = np.repeat(np.arange(len(self.ends)), self.video.shape[1] // len(self.ends))
+        return GroupBias.own_parts(mx.array(on.astype(np.int32) + 1), mx.array(parts.astype(np.int32) + 1), dtype)
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,15 @@ class Denoiser:
         video, audio = states
         ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
         self.tables = [
-            Tables(rope, self._attention_bias(state), None if state is None else positive.mask(state))
+            Tables(
+                rope,
+                None if state is None or state.groups is None else state.groups.bias(model.dtype),
+                None if state is None else positive.bias(state, model.dtype),
+            )
             for rope, state in zip(ropes, states, strict=True)
         ]
         self.previous = Latents(None, None)
         self.momenta = (Momentum(), Momentum())
-
-    def _attention_bias(self, state: LatentState | None) -> mx.array | None:
-        mask = None if state is None else state.attention_mask
-        return None if mask is None else self.model.attention_bias(mask)
 
     def predict(self, states: States, sigma: float, step: int) -> Generator[float, None, Prediction]:
         """Predict x0 of both modalities at one noise level.
@@ -162,8 +163,8 @@ class Denoiser:
         self, states: States, sigma: float, frozen: Sequence[bool], negative: bool
     ) -> tuple[StreamInput | None, StreamInput | None]:
         text = self.negative if negative and self.negative is not None else self.positive
-        # A timed text has a mask; the negative one holds all the time.
-        tables = [table._replace(context_mask=None) if negative else table for table in self.tables]
+        # A timed text has a bias; the negative one holds all the time.
+        tables = [table._replace(context_bias=None) if negative else table for table in self.tables]
         video, audio = (
             _stream_input(state, sigma, context, table, skip)
             for state, context, table, skip in zip(states, text[:2], tables, frozen, strict=True)
@@ -175,8 +176,8 @@ class Tables(NamedTuple):
     """What a stream is given that stays the same during a run."""
 
     rope: StreamRope | None
-    attention_bias: mx.array | None
-    context_mask: mx.array | None
+    attention_bias: AttentionBias | None
+    context_bias: AttentionBias | None
 
 
 def _stream_input(
@@ -194,7 +195,7 @@ def _stream_input(
         context=context,
         rope=tables.rope,
         level_of_token=None if index is None else mx.broadcast_to(mx.array(index)[None], (batch, len(index))),
-        context_mask=tables.context_mask,
+        context_bias=tables.context_bias,
         attention_bias=tables.attention_bias,
         keyframes_mask=None if state.keyframes is None else mx.array(state.keyframes)[None],
         frozen=frozen,

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_ltx.models.attention_bias import GroupBias
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.noise import Noise
 
@@ -41,12 +42,9 @@ class AttentionGroups:
         group = np.full(len(strength), self.group.max() + 1, np.int32)
         return AttentionGroups(np.append(self.group, group), np.append(self.strength, strength.astype(np.float32)))
 
-    def matrix(self) -> mx.array:
-        """float32 (T, T): how strongly the row's token attends to the column's."""
-        group, strength = mx.array(self.group), mx.array(self.strength)
-        own = group == 0
-        met = mx.where(own[:, None] | own[None], strength[:, None] * strength[None], 0.0)
-        return mx.where(group[:, None] == group[None], 1.0, met)
+    def bias(self, dtype: mx.Dtype) -> GroupBias:
+        """For attention of the tokens to each other, in the dtype of activations."""
+        return GroupBias.among(mx.array(self.group), mx.array(self.strength), dtype)
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,6 @@ class LatentState:
     @property
     def tokens(self) -> int:
         return self.latent.shape[1]
-
-    @property
-    def attention_mask(self) -> mx.array | None:
-        """float32 (1, T, T) in [0, 1], how strongly tokens attend to each other; None for fully."""
-        return None if self.groups is None else self.groups.matrix()[None]
 
     def noised(self, noise: mx.array, scale: float = 1.0) -> LatentState:
         """Mix in noise (same shape as ``latent``) where the mask allows it; ``scale`` 1 leaves nothing else."""

@@ -326,8 +326,8 @@ def compare_state(golden: GoldenSet, case: str, state: LatentState) -> Iterator[
     ours = {"clean_latent": state.clean, "denoise_mask": column(state.mask), "positions": state.positions}
     if state.keyframes is not None:
         ours["keyframes_mask"] = column(state.keyframes)
-    if state.attention_mask is not None:
-        ours["attention_mask"] = state.attention_mask
+    if state.groups is not None:
+        ours["attention_mask"] = mx.exp(state.groups.bias(mx.float32).rows(0, state.tokens))[0]
     if f"{case}.latent" in golden.tensors:
         ours["latent"] = state.latent
     if f"{case}.noise" in golden.tensors:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.checkpoints.components import load_transformer
+from mlx_ltx.models.attention_bias import logits_of
 from mlx_ltx.models.passes import Perturbation, StreamInput
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_block import StreamState
 from parity import Comparison, GoldenSet, runner
 
 SINGLE_MODALITY_CHECKPOINT = "transformer_23"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A recorded mask as :class:`AttentionBias`: (B, 1, T, S), or (B, 1, 1, S) where it is the same for all."""
+
+    logits: mx.array
+
+    def rows(self, first: int, last: int) -> mx.array:
+        return self.logits[:, :, first:last] if self.logits.shape[2] > 1 else self.logits
 
 
 def stream_inputs(model: Transformer, golden: GoldenSet, case: str) -> tuple[StreamInput | None, StreamInput | None]:
@@ -33,15 +45,15 @@ def stream_inputs(model: Transformer, golden: GoldenSet, case: str) -> tuple[Str
         if rope is None:
             return None
         keyframes = field(stream, "keyframes_mask")
-        strengths = field(stream, "attention_mask")
+        strengths, seen = field(stream, "attention_mask"), field(stream, "context_mask")
         return StreamInput(
             latent=field(stream, "latent"),
             sigma=field(stream, "sigma"),
             timesteps=field(stream, "timesteps")[..., 0],
             context=field(stream, "context"),
             rope=rope,
-            context_mask=field(stream, "context_mask"),
-            attention_bias=None if strengths is None else model.attention_bias(strengths),
+            context_bias=None if seen is None else Table(logits_of(seen, model.dtype)[:, None, None]),
+            attention_bias=None if strengths is None else Table(logits_of(strengths, model.dtype)[:, None]),
             keyframes_mask=None if keyframes is None else keyframes[..., 0],
         )
 

@@ -55,7 +55,7 @@ def test_recording_takes_no_memory_whatever_the_sizes():
     before = mx.get_active_memory()
     tape = record(model, mx.zeros((1, 10**6, 8192)), module=model)
     assert mx.get_peak_memory() - before < 1 << 20
-    assert tape.peak() > 10**6 * 8192 * 4 * 5
+    assert tape.peak() > 10**6 * 8192 * 4 * 2  # two results: in pieces, and put together
 
 
 def test_more_tokens_take_more():

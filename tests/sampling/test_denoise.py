@@ -9,6 +9,7 @@ import pytest
 import parity.end_to_end  # noqa: F401  (registers the runner)
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.events import Progress, StepDone
+from mlx_ltx.models.attention_bias import GroupBias
 from mlx_ltx.sampling import denoise as loop
 from mlx_ltx.sampling.conditioning import AttentionStrength, Reference, ReplacedLatent
 from mlx_ltx.sampling.denoise import Denoiser, Grids, TextContext, denoise
@@ -22,6 +23,7 @@ from mlx_ltx.sampling.state import States, add_noise, audio_state, video_state
 from parity import GoldenSet
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+REFERENCE = Reference(mx.random.normal((1, 1, 2, 2, 128), key=mx.random.key(3)))
 CASES = {
     "t2v_distilled", "i2v_distilled", "guided", "stage2", "a2v", "retake", "ic_lora", "video_only", "audio_only",
     "hq_res2s", "ancestral",
@@ -165,8 +167,7 @@ def test_cfg_plus_plus_without_a_negative_pass_is_an_error(setting):
 def referring(setting, strength):
     """The states with a reference video that is attended to with some strength; fully, without a wrapper, for None."""
     _, states, grids, _, _ = setting
-    reference = Reference(mx.random.normal((1, 1, 2, 2, 128), key=mx.random.key(3)))
-    item = reference if strength is None else AttentionStrength(reference, strength)
+    item = REFERENCE if strength is None else AttentionStrength(REFERENCE, strength)
     return States(add_noise(video_state(grids.video, [item]), Noise(0)), states.audio)
 
 
@@ -192,22 +193,22 @@ def test_attention_strength_changes_what_the_clip_sees(setting):
     assert mx.allclose(*results, atol=1e-5)  # what is not attended to might as well not be there
 
 
-def test_the_attention_bias_is_made_once_per_run(setting, monkeypatch):
-    model, _, grids, positive, _ = setting
-    made = []
-    original = type(model).attention_bias
-    monkeypatch.setattr(type(model), "attention_bias", lambda self, s: (made.append(s.shape), original(self, s))[1])
-    states = referring(setting, 0.5)
-    finish(denoise(Denoiser(model, states, positive), states, DISTILLED[:4], grids, "denoise"))
-    assert made == [(1, 12, 12)]
-
-
-def test_the_attention_bias_has_the_dtype_of_activations():
+def test_the_attention_bias_is_made_once_per_run_in_the_dtype_of_activations(monkeypatch):
     model = load_transformer(GoldenSet(GOLDEN, "transformer_23").checkpoint(), mx.bfloat16)
-    bias = model.attention_bias(mx.array([[[1.0, 0.5], [0.0, 1.0]]]))
-    assert (bias.dtype, bias.shape) == (mx.bfloat16, (1, 1, 2, 2))
-    assert bias[0, 0, 0].tolist() == pytest.approx([0, -0.693], abs=1e-2)
-    assert bias[0, 0, 1, 0].item() < -1e38
+    made = []
+    original = GroupBias.among
+    monkeypatch.setattr(GroupBias, "among", lambda *given: (made.append(original(*given)), made[-1])[1])
+    state = video_state(VideoGrid(2, 2, 2, 128, 8, 32, 24.0), [AttentionStrength(REFERENCE, 0.5)])
+    text = TextContext(mx.zeros((1, 3, 64)), mx.zeros((1, 3, 32)))
+    denoiser = Denoiser(model, States(state, None), text)
+    for step in range(2):
+        finish(denoiser.predict(States(state, None), 0.9, step))
+    (bias,) = made
+    assert {array.dtype for array in bias} == {mx.int32, mx.bfloat16}
+    assert {array.shape for array in bias} == {(12,)}
+    rows = bias.rows(7, 9)
+    assert (rows.dtype, rows.shape) == (mx.bfloat16, (1, 1, 2, 12))
+    assert rows[0, 0, 0].tolist() == pytest.approx([0] * 8 + [-0.693] * 4, abs=1e-2)
 
 
 def test_a_frozen_sound_stays_and_is_seen_as_clean(setting):
@@ -239,9 +240,9 @@ def test_a_timed_text_is_heard_only_in_its_part(setting):
         TextContext.timed([(positive, half), (other, 10.0)])
         for other in (negative, TextContext(*(-x for x in negative[:2])))
     ]
-    masks = first_then[0].mask(states.video)
-    assert masks.shape == (1, states.video.tokens, 2 * positive.video.shape[1])
-    assert (masks.sum(-1) == positive.video.shape[1]).all()
+    bias = first_then[0].bias(states.video, mx.float32).rows(0, states.video.tokens)
+    assert bias.shape == (1, 1, states.video.tokens, 2 * positive.video.shape[1])
+    assert (mx.exp(bias).sum(-1) == positive.video.shape[1]).all()
     hidden = []
     for text in first_then:
         denoiser = Denoiser(model, states, text)
