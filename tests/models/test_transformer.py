@@ -7,11 +7,13 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 import parity.transformer
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import published_shapes
+from mlx_ltx.models.attention import Attention, FeedForward
 from mlx_ltx.models.passes import Perturbation
 from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_config import TransformerConfig
@@ -77,26 +79,54 @@ def relative(a, b):
     return float(mx.linalg.norm((a - b).astype(mx.float32)) / mx.linalg.norm(b.astype(mx.float32)))
 
 
-def test_activations_stay_bfloat16(golden, monkeypatch):
-    """Float32 tables and norms must not promote the activations that reach attention (pitfall 16)."""
-    model = load_transformer(golden.checkpoint(), mx.bfloat16)
-    video, audio = inputs(model, golden, "per_token")
-    seen = set()
-    attend = mx.fast.scaled_dot_product_attention
+@pytest.mark.parametrize("name", SETS)
+def test_activations_stay_bfloat16(name, monkeypatch):
+    """Float32 tables, norms and noise levels must not promote activations (pitfall 16), in any recorded case."""
+    golden = GoldenSet(GOLDEN, name)
+    single = name.endswith("single_modality")
+    checkpoint = golden.checkpoint("transformer_23" if single else None)
+    model = load_transformer(checkpoint, mx.bfloat16)
+    seen = {}
 
-    def spy(q, k, v, **options):
-        seen.update({q.dtype, k.dtype, v.dtype})
-        return attend(q, k, v, **options)
+    def watch(owner, method):
+        original = getattr(owner, method)
 
-    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", spy)
-    steps = model.forward(video, audio)
-    hidden = [x.dtype for states in steps for x in states]
-    assert seen == {mx.bfloat16}
-    assert set(hidden) == {mx.bfloat16}
-    velocities = model(video, audio)
-    assert velocities.video.dtype == mx.bfloat16
-    exact = load_transformer(golden.checkpoint(), mx.float32)(video, audio)
-    assert relative(velocities.video, exact.video) < 0.05
+        def watched(*given, **options):
+            result = original(*given, **options)
+            arrays = [array for _, array in tree_flatten([given, result]) if isinstance(array, mx.array)]
+            seen.setdefault(method, set()).update(array.dtype for array in arrays)
+            return result
+
+        monkeypatch.setattr(owner, method, watched)
+
+    for owner, method in (
+        (mx.fast, "scaled_dot_product_attention"),
+        (mx.fast, "rms_norm"),
+        (mx.fast, "layer_norm"),
+        (Attention, "_output"),
+        (FeedForward, "__call__"),
+    ):
+        watch(owner, method)
+    for case in parity.transformer.case_names(golden):
+        video, audio = inputs(model, golden, case)
+        batch = (video or audio).latent.shape[0]
+        perturbed = parity.transformer.perturbations(golden, case, batch)
+        steps = model.forward(video, audio, perturbed)
+        while True:
+            try:
+                assert {x.dtype for x in next(steps)} == {mx.bfloat16}
+            except StopIteration as end:
+                velocities = [velocity for velocity in end.value if velocity is not None]
+                break
+        assert {velocity.dtype for velocity in velocities} == {mx.bfloat16}
+    assert set(seen) == {"scaled_dot_product_attention", "rms_norm", "layer_norm", "_output", "__call__"}
+    assert all(dtypes == {mx.bfloat16} for dtypes in seen.values()), seen
+
+
+def test_bfloat16_is_close_to_float32(golden, model):
+    narrow = load_transformer(golden.checkpoint(), mx.bfloat16)
+    given = inputs(model, golden, "per_token")
+    assert relative(narrow(*given).video, model(*given).video) < 0.05
 
 
 def test_levels_of_tokens_equal_one_timestep_each(model, golden):
