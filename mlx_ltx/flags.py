@@ -19,6 +19,7 @@ from mlx_ltx.request import (
     REGENERATE,
     SAMPLERS,
     UPSCALE,
+    VAE_TILINGS,
     WEIGHTS,
     ImageInput,
     LoraInput,
@@ -213,6 +214,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--quantize-text", choices=QUANTIZE, metavar="KIND", help="likewise the text model's")
     group.add_argument(
         "--group-size", type=int, choices=GROUP_SIZES, help="numbers that share a scale, for q8 to q4 (64)"
+    )
+    group.add_argument(
+        "--vae-tiling",
+        choices=VAE_TILINGS,
+        metavar="HOW",
+        help="decode the picture whole (none), in bands with less memory and the same result (bands-2 to bands-4), or "
+        "in the reference's blended tiles (reference); auto: whole, or in the bands that fit",
     )
 
 

@@ -18,6 +18,8 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 WEIGHTS = ("auto", "resident", "streamed")
 QUANTIZE = ("auto", "none", "q8", "q6", "q5", "q4", "mxfp8", "mxfp4", "nvfp4")
 GROUP_SIZES = (32, 64, 128)
+BANDS = {"bands-2": 2, "bands-3": 3, "bands-4": 4}
+VAE_TILINGS = ("auto", "none", *BANDS, "reference")
 
 FITS = ("crop", "contain", "stretch")
 SAMPLERS = ("euler", "gradient-estimation")
@@ -158,6 +160,8 @@ class Request:
         quantize, quantize_text: bits and kind of number in which the transformer's and the text model's large layers
             are held (:data:`mlx_ltx.checkpoints.quantize.SETTINGS`). "none" is as the files have them, "auto" fits.
         group_size: how many numbers share a scale, for q8 to q4; None is 64.
+        vae_tiling: how the picture is decoded: "none" whole; "bands-2" to "bands-4" in parts with the same result, less
+            memory and more work; "reference" in the reference's blended tiles. "auto" is whole, or the bands that fit.
     """
 
     prompt: str = ""
@@ -233,6 +237,7 @@ class Request:
     quantize: str = "auto"
     quantize_text: str = "auto"
     group_size: int | None = None
+    vae_tiling: str = "auto"
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -411,6 +416,7 @@ CHOICES = {
     "quantize": QUANTIZE,
     "quantize_text": QUANTIZE,
     "group_size": GROUP_SIZES,
+    "vae_tiling": VAE_TILINGS,
     "fit": FITS,
     "sampler": SAMPLERS,
     "cfg_rule": CFG_RULES,

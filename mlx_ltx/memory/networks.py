@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +29,7 @@ from mlx_ltx.models.vocoder import CHANNELS, CHUNK_FRAMES, MEL_BINS, Generator, 
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 
 Module = TypeVar("Module", bound=nn.Module)
+remembered = lru_cache(maxsize=64)  # a plan is made anew for every way to make a job fit; most of it stays the same
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U64": 8, "I64": 8, "U32": 4, "I32": 4, "U16": 2, "I16": 2}
 FLOATING = ("F32", "F16", "BF16", "F8_E4M3")
 
@@ -103,6 +105,7 @@ def _zeros(shape: Iterable[int], dtype: mx.Dtype) -> mx.array:
 # Text
 
 
+@remembered
 def reading_work(config: GemmaConfig, tokens: int, dtype: mx.Dtype) -> int:
     """One layer of the text model over a prompt, beside the hidden states."""
     small = dataclasses.replace(config, num_hidden_layers=1, layer_types=config.layer_types[-1:])
@@ -217,6 +220,7 @@ class Tokens(NamedTuple):
     timed: bool = False
 
 
+@remembered
 def denoising_work(
     config: TransformerConfig, video: Tokens | None, audio: Tokens | None, text: int, passes: int, dtype: mx.Dtype
 ) -> int:
@@ -250,6 +254,7 @@ def denoising_work(
 # Convolutions
 
 
+@remembered
 def upsampling_work(config: UpsamplerConfig, grid: VideoGrid, dtype: mx.Dtype) -> int:
     """Enlarging one latent, its own size included."""
     model = _cast(LatentUpsampler(config), dtype)
@@ -257,17 +262,20 @@ def upsampling_work(config: UpsamplerConfig, grid: VideoGrid, dtype: mx.Dtype) -
     return record(model, latent, module=model).peak() + 2 * latent.nbytes
 
 
+@remembered
 def audio_decoding_work(config: AudioVaeConfig, grid: AudioGrid, dtype: mx.Dtype) -> int:
     decoder = _cast(AudioDecoder(config), dtype)
     return record(decoder, _zeros((1, grid.frames, grid.bins, config.z_channels), dtype), module=decoder).peak()
 
 
+@remembered
 def audio_encoding_work(config: AudioVaeConfig, mel_frames: int, dtype: mx.Dtype) -> int:
     encoder = _cast(AudioEncoder(config), dtype)
     mel = _zeros((1, mel_frames, config.mel_bins, config.audio_channels), dtype)
     return record(encoder, mel, module=encoder).peak() + mel.nbytes
 
 
+@remembered
 def vocoding_work(config: VocoderConfig, mel_frames: int) -> int:
     """The larger of the two generators at the chunk it works on, the low-rate waveform included."""
     peak = _generator_work(Generator(config.generator), mel_frames)

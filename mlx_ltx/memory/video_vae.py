@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_ltx.models.streaming import ELEMENTS_PER_PIECE, FRAMES_PER_PIECE, Rows, Stage
+from mlx_ltx.models.video_tiling import Tiling, decoding_tiles
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import UNFOLDED_ELEMENTS
 
@@ -72,6 +73,28 @@ def decoding_work(
     assembly = 0 if bands == 1 else config.image_channels * height * width  # a frame, beside the last band's part
     denormalised = 0 if math.isinf(frames) else int(latent_frames) * rows * columns * config.latent_channels
     return work + (assembly + denormalised) * dtype.size
+
+
+def tiled_decoding_work(
+    config: VideoVaeConfig, height: int, width: int, dtype: mx.Dtype, frames: int, tiling: Tiling | None = None
+) -> int:
+    """What decoding in blended tiles takes, in bytes, beside weights and latents; see :func:`decoding_work`.
+
+    Args:
+        tiling: of :func:`mlx_ltx.models.video_tiling.decode_tiled`; None is the reference's automatic one.
+    """
+    time, space = config.time_scale, config.space_scale
+    tiling = Tiling.automatic(height, width, space) if tiling is None else tiling
+    latents = 1 + (frames - 1) // time
+    tiles = decoding_tiles(tiling, (latents, height // space, width // space), time, space)
+    long, high, wide = (max(cut.pixels.stop - cut.pixels.start for cut in cuts) for cuts in zip(*tiles, strict=True))
+    split = high < height or wide < width
+    # Blending is in float32: the frames of all tiles that begin together, once more where only a part is written to.
+    group = 4 * config.image_channels * long * height * width
+    tile = config.image_channels * long * high * wide
+    decoding = decoding_work(config, high, wide, dtype, frames=long) + tile * dtype.size * (long - time) // long
+    blending = tile * (dtype.size + 4) + (group + tile * 4 // 3 if split else 0)
+    return group + max(decoding, blending, group)
 
 
 def encoding_work(
@@ -162,12 +185,16 @@ def _kept(level: Level) -> float:
     if time > 1:  # the second of two frames waits for the first, whole pieces for those before them
         waiting = max(0, level.piece_frames * time - FRAMES_PER_PIECE) if whole else time - 1
         held += level.width * level.height * stage.out_channels * waiting * down * along
+    if stage.whole_clip:  # the clip, and its shortcut
+        held += level.frames * level.height * level.width * (level.channels + stage.out_channels)
     return held
 
 
 def _at_work(level: Level) -> float:
     """Elements that a stage makes of a piece for a while; measured, since much of it depends on when MLX evaluates."""
     stage, work = level.stage, 0.0
+    if stage.whole_clip:  # its norm
+        work = 6 * level.frames * level.height * level.width * level.channels
     for window in stage.windows():
         line = level.width * window.channels
         # The last piece of whole frames gives one more, which sees a copy of the last frame.

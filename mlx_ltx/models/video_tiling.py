@@ -284,6 +284,8 @@ def decode_tiled(
         shape = (B, span.stop - span.start, *size)
         total = _continued(carried, shape)
         summed = _continued(carried_weights, (1, *shape[1:4], 1)) if divide else None
+        mx.eval(total, summed)
+        carried = carried_weights = None
         for tile in group:
             part = latent[:, tile.frames.latents, tile.height.latents, tile.width.latents]
             weight = _weight(tile)
@@ -291,6 +293,7 @@ def decode_tiled(
             decoded = decoder(part, timestep, noise)
             dtype = decoded.dtype
             total[place] = total[place] + decoded.astype(mx.float32) * weight
+            del decoded
             if summed is not None:
                 # Weights of whole axes have a single element, so the sum is told the tile's shape.
                 summed[place] = summed[place] + mx.broadcast_to(weight, summed[place].shape)
@@ -299,13 +302,14 @@ def decode_tiled(
         done = total[:, :count]
         if summed is not None:
             done = done / mx.maximum(summed[:, :count], SMALLEST_WEIGHT)
-            carried_weights = summed[:, count:]
-        carried = total[:, count:]
+            carried_weights = mx.contiguous(summed[:, count:])
+        carried = mx.contiguous(total[:, count:])
         frames = mx.contiguous(done.astype(dtype))
         mx.eval(frames, carried, carried_weights)
         del total, summed, done
         if count:
             yield frames
+        del frames
 
 
 def encode_tiled(encoder: VideoEncoder, video: mx.array, tiling: Tiling) -> mx.array:

@@ -183,6 +183,11 @@ class VideoVaeConfig:
         return _product(self.encoder_blocks)[0]
 
     @property
+    def local_decoder(self) -> bool:
+        """Whether a frame depends on the latents near it only; a block ``res_x_y`` has a norm over the whole clip."""
+        return all(block.kind != "res_x_y" for block in self.decoder_blocks)
+
+    @property
     def space_scale(self) -> int:
         """Pixels of a latent's side."""
         return _product(self.encoder_blocks)[1] * self.patch_size
@@ -376,7 +381,7 @@ class VideoDecoder(nn.Module):
 
         Yields:
             the next frames, (B, n, H * space_scale, W * space_scale, 3), evaluated, in the dtype of the weights. With
-            several bands n is 0 until the last band is reached: work was done, but no frame is complete.
+            several bands, first an array of no frames for every frame that goes aside: a sign of life.
 
         Raises:
             ValueError: noise is needed and not given, a timestep is given and not needed, frames are too small, or the
@@ -387,7 +392,7 @@ class VideoDecoder(nn.Module):
             return run(list(itertools.chain.from_iterable(self.chains(conditions))), [x], elements)
         if not 1 <= bands <= x.shape[2]:
             raise ValueError(f"{x.shape[2]} rows of latents cannot be split into {bands} bands")
-        if any(stage.whole_clip for chain in self.chains(conditions) for stage in chain):
+        if not self.config.local_decoder:
             raise ValueError("a decoder with a norm over the whole clip cannot decode the picture in bands")
         return self._stream_bands(x, conditions, bands, aside, elements)
 
@@ -424,7 +429,7 @@ class VideoDecoder(nn.Module):
                 if band < bands - 1:
                     for index in range(count):
                         queues[band].append(cut(part, 1, index, index + 1))
-                    yield mx.zeros((x.shape[0], 0, pixels.height, *part.shape[3:]), part.dtype)
+                        yield mx.zeros((x.shape[0], 0, pixels.height, *part.shape[3:]), part.dtype)
                 else:
                     above = [together([queue.popleft() for _ in range(count)], 1) for queue in queues]
                     whole = together([*above, part], 2)

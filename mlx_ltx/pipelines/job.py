@@ -35,7 +35,7 @@ from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
 from mlx_ltx.pipelines.loras import StageLoras, choose_loras
 from mlx_ltx.pipelines.pipeline import GUIDANCE, Pipeline, pipelines
 from mlx_ltx.pipelines.prompt_cache import Embedded, PromptCache, file_identity
-from mlx_ltx.request import GUIDANCE_NAMES, SOUND_GUIDANCE, Request, flag
+from mlx_ltx.request import BANDS, GUIDANCE_NAMES, SOUND_GUIDANCE, Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
     AudioGrid,
@@ -112,6 +112,11 @@ class Job:
         return _quantization(self.request.quantize_text, self.request.group_size)
 
     @property
+    def bands(self) -> int:
+        """Into how many parts, one above the other, the picture is split while it is decoded."""
+        return BANDS.get(self.request.vae_tiling, 1)
+
+    @property
     def curve(self) -> LogCurve:
         """How the networks' values stand for light, in HDR."""
         return self.pipeline.curve
@@ -165,7 +170,7 @@ class Job:
             yield (yield from events)
 
     def with_changes(self, **changes: Any) -> Job:
-        """The job with other settings of how its weights are held."""
+        """The job with other settings of what it holds in memory."""
         request = self.request.with_changes(**changes)
         shots = [shot.with_changes(**changes) for shot in self.shots]
         job = replace(self, request=request, shots=shots, cache=None, embedded={})
@@ -274,6 +279,7 @@ def prepare(request: Request) -> Job:
         openexr()
     job = Job(decided, decided.shots(), model, pipeline, clip, guidance, loras, sound, _dtype(request.dtype))
     check_quantization(job)
+    check_tiling(job)
     if pipeline.check is not None:
         pipeline.check(job)
     return _with_kept_texts(job) if request.cache and "prompt" in pipeline.takes else job
@@ -479,6 +485,19 @@ def check_quantization(job: Job) -> None:
                 f"--quantize-text {request.quantize_text}: {files.text_encoder.name} is quantised already; leave it out"
             )
         choose_formats(Gemma(gemma), GEMMA_RULES, job.text_quantization, "--quantize-text")
+
+
+def check_tiling(job: Job) -> None:
+    """Raise UserError if the job's picture cannot be decoded in the bands that are asked for."""
+    tiling, vae = job.request.vae_tiling, job.model.video_vae
+    rows = -(-job.clip.height // vae.space_scale)
+    if job.bands > rows:
+        raise UserError(f"--vae-tiling {tiling}: the picture has only {rows} rows of latents to split")
+    if job.bands > 1 and not vae.local_decoder:
+        raise UserError(
+            f"--vae-tiling {tiling}: this model's decoder has a norm over the whole clip, which bands would change; "
+            "use none or reference"
+        )
 
 
 def _dtype(name: str) -> mx.Dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from mlx_ltx.media.sound import SourceSound
 from mlx_ltx.media.video import VideoWriter
 from mlx_ltx.models.audio_vae import AudioDecoder
 from mlx_ltx.models.video_vae import VideoDecoder
+from mlx_ltx.pipelines.decode import decode_frames
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run, Shot, per_shot
-from mlx_ltx.sampling.noise import Noise
 from mlx_ltx.sampling.state import Latents
 
 SOUND, PICTURE = "decode-audio", "decode-video"
@@ -52,7 +53,9 @@ def output_phases(job: Job, decodes_sound: bool = True) -> list[Phase]:
     if job.sound and decodes_sound:
         phases.append(Phase(SOUND, "Decoding the sound", 2, "networks"))
     if _needs_picture(job):
-        phases.append(Phase(PICTURE, "Decoding and encoding the picture", job.clip.frames, "frames"))
+        title = "Decoding and encoding the picture" + (f" in {job.bands} bands" if job.bands > 1 else "")
+        unit = "frames" if job.bands == 1 else "parts of frames"
+        phases.append(Phase(PICTURE, title, job.bands * job.clip.frames, unit))
     return per_shot(job, phases)
 
 
@@ -72,15 +75,6 @@ def write_outputs(run: Run, made: Sequence[Made]) -> Generator[Event, None, Fini
         save_sheets(writer.sheets, job.request.contact_sheet, job.request.force)
         yield FileWritten(job.request.contact_sheet, "contact sheet")
     return run.finish()
-
-
-def decode_frames(decoder: VideoDecoder, latent: mx.array, noise: Noise, dtype: mx.Dtype) -> Iterator[np.ndarray]:
-    """Latent (1, F, H, W, C) to frames (n, H, W, 3), float32 nominally in [-1, 1], in order, as soon as they are ready.
-
-    The decoder runs in ``dtype``, its results are float32.
-    """
-    for frames in decoder.stream(latent.astype(dtype), noise=noise):
-        yield np.array(frames[0].astype(mx.float32))
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
@@ -161,8 +155,9 @@ class _Writer:
                 exr = files.enter_context(self._space.folder(request.output_exr, request.force))
             if request.output_hdr is not None:
                 master = files.enter_context(self._video(shot, request.output_hdr, made, waveform, hlg=True))
-            done = 0
-            for frames in self._frames(shot, made):
+            total = job.bands * job.clip.frames
+            done = total - job.clip.frames
+            for frames in (yield from self._frames(shot, made)):
                 if exr is not None:
                     exr.write_frames(self._exr_pixels(frames))
                 if master is not None:
@@ -174,7 +169,7 @@ class _Writer:
                     if sheet is not None:
                         sheet.add(shown)
                 done += len(frames)
-                yield Progress(PICTURE, done, job.clip.frames)
+                yield Progress(PICTURE, done, total)
         for path, kind in (
             (request.output, "video"),
             (request.output_exr, "EXR frames"),
@@ -183,20 +178,30 @@ class _Writer:
             if path is not None:
                 yield FileWritten(path, kind)
 
-    def _frames(self, shot: Shot, made: Made) -> Iterator[np.ndarray]:
-        """uint8 frames of an ordinary clip; float32 in [-1, 1] of an HDR one."""
+    def _frames(self, shot: Shot, made: Made) -> Generator[Event, None, Iterator[np.ndarray]]:
+        """uint8 frames of an ordinary clip; float32 in [-1, 1] of an HDR one. Bands that wait are decoded already."""
         decoded: Iterator[np.ndarray] = iter(())
         if made.latents.video is not None:
             if self._picture is None:
                 # log codes are stretched over many stops of light: they need the precision
                 dtype = mx.float32 if self._hdr else self.job.dtype
                 self._picture = load_video_decoder(self.job.model.checkpoint, dtype)
-            decoder = self._picture
-            decoded = decode_frames(decoder, made.latents.video, shot.noise, decoder.conv_in.conv.weight.dtype)
+            decoded = decode_frames(self._picture, made.latents.video, shot.noise, self.job.request.vae_tiling)
+            decoded = yield from self._first_bands(decoded)
         if self._hdr:
             return decoded
         pixels = map(to_uint8, decoded)
         return made.compose_frames(pixels) if made.compose_frames else pixels
+
+    def _first_bands(self, decoded: Iterator[np.ndarray]) -> Generator[Event, None, Iterator[np.ndarray]]:
+        """Let the decoder work until its last band, where frames become complete; gives the frames."""
+        frames = self.job.clip.frames
+        waiting = (self.job.bands - 1) * frames
+        for done, first in enumerate(decoded, 1):
+            if len(first):
+                return itertools.chain([first], decoded)
+            yield Progress(PICTURE, min(done, waiting), waiting + frames)
+        return decoded
 
     @property
     def _hdr(self) -> bool:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Fields of a request that belong together. What a pipeline does not take must be left at its default.
 EVERYWHERE = frozenset({"model", "pipeline", "dtype", "force"})
 TRANSFORMER = frozenset({"weights", "quantize", "group_size"})
-PICTURE_FILES = frozenset({"output", "contact_sheet"})
-SOUND_FILES = frozenset({"output_audio"})
+PICTURE = frozenset({"output", "contact_sheet", "vae_tiling"})
+SOUND = frozenset({"output_audio"})
 PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt", "cache"})
 PROMPT |= TRANSFORMER | {"quantize_text"}  # whoever reads a prompt denoises
 SIZE = frozenset({"width", "height"})
@@ -82,10 +82,8 @@ class Pipeline:
     @property
     def accepts(self) -> frozenset[str]:
         """All fields of a request that it uses; giving another one is an error."""
-        files = (PICTURE_FILES if self.makes_picture else frozenset()) | (
-            SOUND_FILES if self.makes_sound else frozenset()
-        )
-        return EVERYWHERE | files | self.takes
+        outputs = (PICTURE if self.makes_picture else frozenset()) | (SOUND if self.makes_sound else frozenset())
+        return EVERYWHERE | outputs | self.takes
 
 
 def pipelines() -> dict[str, Pipeline]:

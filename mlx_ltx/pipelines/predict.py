@@ -26,7 +26,7 @@ from mlx_ltx.memory import networks
 from mlx_ltx.memory.machine import total_memory
 from mlx_ltx.memory.networks import Tokens, Weights, module_bytes, weights
 from mlx_ltx.memory.plan import PhasePlan, Plan, advise
-from mlx_ltx.memory.video_vae import decoding_work, encoding_work
+from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work, tiled_decoding_work
 from mlx_ltx.models.connectors import TextConnectors
 from mlx_ltx.models.gemma import Gemma, GemmaConfig
 from mlx_ltx.models.text_features import ROWS_AT_ONCE
@@ -37,7 +37,7 @@ from mlx_ltx.models.vocoder import CHUNK_FRAMES
 from mlx_ltx.pipelines import upscale
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
 from mlx_ltx.pipelines.images import ENCODE
-from mlx_ltx.pipelines.job import Job, check_quantization
+from mlx_ltx.pipelines.job import Job, check_quantization, check_tiling
 from mlx_ltx.pipelines.output import PICTURE
 from mlx_ltx.pipelines.output import SOUND as DECODE_SOUND
 from mlx_ltx.pipelines.references import REFERENCES, reference_scale
@@ -45,7 +45,7 @@ from mlx_ltx.pipelines.sources import SOUND, VIDEO
 from mlx_ltx.pipelines.stage import CHANGE, LOAD, UPSAMPLE, streams_weights
 from mlx_ltx.pipelines.text import EMBED, READ
 from mlx_ltx.pipelines.two_stages import DENOISE, REFINE
-from mlx_ltx.request import flag
+from mlx_ltx.request import BANDS, flag
 from mlx_ltx.sampling.geometry import ClipShape, VideoGrid
 
 DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
@@ -83,6 +83,9 @@ TRANSFORMER_PHASES = (LOAD, CHANGE, DENOISE, REFINE)
 # is slower, gives the numbers of the whole weights.
 TEXT_WAYS: tuple[dict[str, str], ...] = ({"quantize_text": "q8"}, {"quantize_text": "q4"})
 TRANSFORMER_WAYS: tuple[dict[str, str], ...] = ({"quantize": "q8"}, {"weights": "streamed"})
+# As few bands as fit, since each adds work. The reference's tiles change the picture: only where there are no bands.
+PICTURE_WAYS: tuple[dict[str, str], ...] = tuple({"vae_tiling": bands} for bands in BANDS)
+TILED_WAYS: tuple[dict[str, str], ...] = ({"vae_tiling": "reference"},)
 
 
 def make_fit(job: Job, memory: int | None = None) -> Fit:
@@ -93,15 +96,21 @@ def make_fit(job: Job, memory: int | None = None) -> Fit:
     """
     plan = make_plan(job, memory)
     chosen: dict[str, str] = {}
-    for phases, ways in ((TEXT_PHASES, TEXT_WAYS), (TRANSFORMER_PHASES, TRANSFORMER_WAYS)):
+    picture_ways = PICTURE_WAYS if job.model.video_vae.local_decoder else TILED_WAYS
+    for phases, ways in (
+        (TEXT_PHASES, TEXT_WAYS),
+        (TRANSFORMER_PHASES, TRANSFORMER_WAYS),
+        ((PICTURE,), picture_ways),
+    ):
         for way in ways if not _fit(plan, phases) else ():
-            if not all(name in job.pipeline.takes and getattr(job.request, name) == "auto" for name in way):
+            if not all(name in job.pipeline.accepts and getattr(job.request, name) == "auto" for name in way):
                 continue
             try:
                 changed = job.with_changes(**chosen, **way)
                 check_quantization(changed)
+                check_tiling(changed)
                 changed_plan = make_plan(changed, memory)
-            except UserError:  # quantised already, or layers too narrow
+            except UserError:  # quantised already, layers too narrow, or too few rows for bands
                 continue
             if _fit(changed_plan, phases):
                 chosen |= way
@@ -136,6 +145,11 @@ def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
     if "weights" in job.pipeline.takes and not streams_weights(job):
         streamed = replace(job, request=replace(job.request, weights="streamed"))
         ways.append(("--weights streamed", _plan(streamed, memory)))
+    if job.pipeline.makes_picture and job.bands < max(BANDS.values()) and job.model.video_vae.local_decoder:
+        in_bands = replace(job, request=replace(job.request, vae_tiling=[*BANDS][-1]))
+        with suppress(UserError):  # too few rows
+            check_tiling(in_bands)
+            ways.append((f"--vae-tiling {in_bands.request.vae_tiling}", _plan(in_bands, memory)))
     if job.pipeline.clip is None and job.pipeline.makes_picture:
         vae = job.model.video_vae
         multiple = vae.space_scale * (2 if job.pipeline.two_stage else 1)
@@ -458,8 +472,15 @@ class _Predictor:
 
     def decode_picture(self) -> Need:
         job, clip = self.job, self.clip
-        dtype = mx.float32 if job.request.hdr is not None else self.dtype
-        work = decoding_work(job.model.video_vae, clip.height, clip.width, dtype, frames=clip.frames)
+        dtype, vae = mx.float32 if job.request.hdr is not None else self.dtype, job.model.video_vae
+        if job.request.vae_tiling == "reference":
+            work = tiled_decoding_work(vae, clip.height, clip.width, dtype, clip.frames)
+            chunking = "blended tiles"
+        else:
+            work = decoding_work(vae, clip.height, clip.width, dtype, bands=job.bands, frames=clip.frames)
+            chunking = "frames, rows" if vae.local_decoder else "rows, up to a norm of the whole clip"
+            if job.bands > 1:
+                chunking = f"{job.bands} bands ({band_cost(vae, clip.height, job.bands):.2f} x the work), {chunking}"
         # frames go out as float32
         outgoing = 2 * 4 * 3 * clip.height * clip.width
-        return Need(self.video_decoder.total + work + outgoing, DTYPES[dtype], "frames, rows")
+        return Need(self.video_decoder.total + work + outgoing, DTYPES[dtype], chunking)

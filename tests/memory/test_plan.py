@@ -33,6 +33,8 @@ SIZES = [
     {"duration": 4.0, "pipeline": "t2a", "guided": False, "output": None},
     {"width": 128, "height": 128, "num_frames": 9, "prompt": "", "prompts": ("a red ball", "a blue ball of light")},
     {"width": 192, "height": 192, "num_frames": 17, "model": "demo"},
+    {"width": 64, "height": 1600, "num_frames": 9, "vae_tiling": "bands-2", "audio": False},
+    {"width": 832, "height": 64, "num_frames": 25, "vae_tiling": "reference", "audio": False},
 ]
 
 
@@ -225,6 +227,25 @@ def test_auto_streams_where_nothing_is_to_be_quantised(tmp_path, middle_model):
     tight = fitted(tmp_path, middle_model, memory, quantize="none")
     assert tight.choices == "--weights streamed"
     assert tight.job.request.weights == "streamed"
+
+
+def test_auto_decodes_in_as_few_bands_as_fit(tmp_path, middle_model):
+    tall = {"model": str(middle_model), "height": 4096, "width": 64, "num_frames": 9, "cache": False}
+    job = prepare(request(tmp_path, **tall))
+    peaks = []
+    for bands in ("none", "bands-2", "bands-3"):
+        plan = make_fit(prepare(request(tmp_path, **tall, vae_tiling=bands)), 64 * GB).plan
+        peaks.append(least_memory(plan, "decode-video"))
+    assert peaks == sorted(peaks, reverse=True)
+    for memory, choice in zip(peaks, ("", "--vae-tiling bands-2", "--vae-tiling bands-3"), strict=True):
+        fit = make_fit(job, memory)
+        assert fit.choices.endswith(choice)
+        assert ("--vae-tiling" in fit.choices) == bool(choice)
+        decoding = fit.plan.phases[-1]
+        assert decoding.name == "decode-video"
+        assert ("bands" in decoding.chunking) == bool(choice)
+        assert decoding.peak_bytes <= fit.plan.limit_bytes
+    assert "x the work" in decoding.chunking
 
 
 def test_what_was_typed_is_kept(tmp_path, middle_model):

@@ -13,9 +13,10 @@ from video_vae_cases import THREE_TIMES, CountedNoise, error, filled, normal, sm
 
 from mlx_ltx.memory import video_vae as video_vae_memory
 from mlx_ltx.memory.networks import module_bytes
-from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work, working_bytes
+from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work, tiled_decoding_work, working_bytes
 from mlx_ltx.models import streaming, video_vae_blocks
 from mlx_ltx.models.streaming import Rows, chain, feed, reach, run
+from mlx_ltx.models.video_tiling import BySize, Tiling, decode_tiled
 from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
 from mlx_ltx.models.video_vae_blocks import Conditions, ConvStage, Downsample, PaddedConv, ResnetBlock
 
@@ -366,6 +367,25 @@ def test_the_predicted_peak_is_the_measured_one(monkeypatch, version, channels, 
         assert 0.85 < predicted / measured < 1.15
     half = decoding_work(config, **size, dtype=mx.bfloat16, bands=bands, elements=elements)
     assert 2 * half == pytest.approx(predicted, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("latents", "tiling"),
+    [
+        ((3, 8, 6), Tiling(None, BySize(160, 64), BySize(160, 64))),
+        ((3, 8, 6), Tiling(BySize(16, 8))),
+        ((8, 6, 6), Tiling(BySize(32, 8), BySize(128, 64), BySize(128, 64))),
+    ],
+)
+def test_the_predicted_peak_of_blended_tiles_is_the_measured_one(latents, tiling):
+    config = narrow("2.3", 8)
+    decoder = filled(VideoDecoder(config))
+    frames, height, width = latents
+    latent = normal((1, frames, height, width, 16))
+    mx.eval(latent)
+    measured = peak(decode_tiled(decoder, latent, tiling))
+    predicted = tiled_decoding_work(config, 32 * height, 32 * width, mx.float32, 1 + 8 * (frames - 1), tiling)
+    assert 0.85 < predicted / measured < 1.15
 
 
 def test_the_predicted_peak_of_encoding_is_the_measured_one(monkeypatch):
