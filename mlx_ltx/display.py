@@ -9,6 +9,7 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 
 from mlx_ltx.events import (
+    DataSetFinished,
     Event,
     FileWritten,
     Finished,
@@ -19,6 +20,8 @@ from mlx_ltx.events import (
     PromptEnhanced,
     StepDone,
     TextStreamed,
+    TrainingFinished,
+    TrainingStep,
     Warned,
 )
 
@@ -105,7 +108,11 @@ class Lines:
             self._print(f"mlx_ltx: {event.message}")
         elif isinstance(event, FileWritten):
             self._print(f"wrote {event.path} ({event.kind})")
-        elif isinstance(event, Finished):
+        elif isinstance(event, TrainingStep):
+            # A line for each hundredth of a training: it may have many thousands of steps.
+            if event.step % max(event.total // 100, 1) == 0 or event.step == event.total:
+                self._print(f"  step {event.step} of {event.total}: {training_speed(event)}")
+        elif isinstance(event, Finished | TrainingFinished | DataSetFinished):
             self._print(summary(event))
 
     def close(self) -> None:
@@ -146,7 +153,10 @@ class Bars:
             self._write(f"mlx_ltx: {event.message}")
         elif isinstance(event, FileWritten):
             self._write(f"wrote {event.path} ({event.kind})")
-        elif isinstance(event, Finished):
+        elif isinstance(event, TrainingStep) and self._bar is not None:
+            self._bar.set_description_str(training_speed(event), refresh=False)
+            self._bar.update(event.step - self._bar.n)
+        elif isinstance(event, Finished | TrainingFinished | DataSetFinished):
             self._write(summary(event))
 
     def _start(self, phase: Phase) -> None:
@@ -168,8 +178,21 @@ class Bars:
         self._text.end()
 
 
-def summary(event: Finished) -> str:
+def training_speed(event: TrainingStep) -> str:
+    """A training step in some words."""
+    return f"loss {event.loss:.4f}, {event.seconds:.2f} s, {event.peak_bytes / 1e9:.2f} GB"
+
+
+def summary(event: Finished | TrainingFinished | DataSetFinished) -> str:
     """What was made, in one line."""
+    if isinstance(event, TrainingFinished):
+        return (
+            f"{event.weights_path}: {event.step} steps, loss {event.loss:.4f}: {event.seconds:.1f} s, "
+            f"MLX peak {event.peak_bytes / 1e9:.2f} GB"
+        )
+    if isinstance(event, DataSetFinished):
+        skipped = f", {event.skipped} files skipped" if event.skipped else ""
+        return f"{event.folder}: {event.samples} samples{skipped}: {event.seconds:.1f} s"
     what = f"{len(event.clips)} clips of " if len(event.clips) > 1 else ""
     picture = f"{event.width}x{event.height}, {event.frames} frames at {event.fps:g} fps ({event.duration:.2f} s)"
     if all(path is None for clip in event.clips for path in (clip.video_path, clip.exr_path, clip.hdr_path)):

@@ -147,6 +147,23 @@ class TrainingStep(Event):
 
 
 @dataclass(frozen=True)
+class DataSetFinished(Event):
+    """The last event of preparing a data set.
+
+    Attributes:
+        folder: where it lies.
+        samples: how many it has, those from before included.
+        skipped: files that could not be used.
+        seconds: from the first event to this one.
+    """
+
+    folder: Path
+    samples: int
+    skipped: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TrainingFinished(Event):
     """The last event of a training that succeeded.
 

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mlx_ltx import train
 from mlx_ltx.checkpoints.__main__ import build_parser as checkpoints_parser
 from mlx_ltx.flags import build_parser, capabilities
 from mlx_ltx.pipelines.pipeline import pipelines
+from mlx_ltx.training.config import config_from
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,6 +80,9 @@ def _environment() -> dict[str, str]:
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command)[:60])
 def test_commands_parse(command):
     module, *arguments = command
+    if module == "mlx_ltx.train":
+        assert train.parse(arguments)[1].config
+        return
     assert module in PARSERS
     if {"NAME", "DIR"} & set(arguments):
         pytest.skip("a form, not a command")
@@ -120,9 +126,10 @@ def test_the_table_of_pipelines_is_complete_and_has_an_example_of_each():
 
 def test_flags_that_are_named_exist():
     known = {name for action in build_parser()._actions for name in action.option_strings}
-    for parser in (checkpoints_parser(), *_subparsers(checkpoints_parser())):
+    trainers = train.build_parser(), train.build_parser(train.PRECOMPUTE)
+    for parser in (checkpoints_parser(), *_subparsers(checkpoints_parser()), *trainers):
         known |= {name for action in parser._actions for name in action.option_strings}
-    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", README)) - {"--strict"}  # of scripts/check_parity.py
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", README))
     assert named
     assert named <= known, named - known
 
@@ -159,3 +166,9 @@ def test_links_inside_the_page_lead_somewhere():
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for anchor in re.findall(r"\]\(#([^)]+)\)", README):
         assert anchor in anchors, anchor
+
+
+def test_the_training_config_is_one():
+    (text,) = code("yaml")
+    config = config_from(yaml.safe_load(text))
+    assert config.is_lora

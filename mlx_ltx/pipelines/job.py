@@ -218,7 +218,7 @@ def prepare(request: Request) -> Job:
                 check_output(path, request.force)
     if request.pipeline is not None:
         _check_fields(request, _known_pipeline(request.pipeline))
-    model = _open_model(request)
+    model = open_model(request)
     pipeline = _known_pipeline(request.pipeline or ("distilled" if model.files.distilled else "one-stage"))
     _check_fields(request, pipeline)
     _check_upsampler(pipeline, model)
@@ -298,7 +298,12 @@ def _with_kept_texts(job: Job) -> Job:
     return replace(job, cache=cache, embedded={text: kept for text, kept in found.items() if kept is not None})
 
 
-def _open_model(request: Request) -> Model:
+def open_model(request: Request) -> Model:
+    """The model that a request names, and what its files say.
+
+    Raises:
+        UserError: as :func:`prepare`.
+    """
     files = resolve_model(request.model, request.text_encoder, request.spatial_upsampler)
     checkpoint = open_checkpoint(files.checkpoint)
     if checkpoint.version >= NOT_YET:

@@ -17,6 +17,7 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.events import Event, Phase, Progress
 from mlx_ltx.media.audio import fit_length, read_sound
 from mlx_ltx.media.clips import VideoInfo, probe, read_clip
+from mlx_ltx.models.audio_vae import AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.mel import MelSpectrogram
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
@@ -134,15 +135,21 @@ def _encode_sound(
     rate = config.sampling_rate
     waveform = read_sound(path, rate, start, duration)
     waveform = np.pad(waveform, ((round(before * rate), 0), (0, 0)))
+    latent = sound_latent(load_audio_encoder(job.model.checkpoint, job.dtype), config, waveform, grid, job.dtype)
+    mx.eval(latent)
+    yield Progress(SOUND, 1, 1)
+    return latent
+
+
+def sound_latent(
+    encoder: AudioEncoder, config: AudioVaeConfig, waveform: np.ndarray, grid: AudioGrid | None, dtype: mx.Dtype
+) -> mx.array:
+    """A waveform (samples, 2) as a latent (1, T, M, C), lazily; ``grid`` as in :func:`encode_sound`."""
     if grid is not None:
         # one latent more than needed, so that the encoder never runs out of sound
         waveform = fit_length(waveform, (grid.frames + 1) * grid.scale * grid.hop)
     else:
-        waveform = fit_length(waveform, max(len(waveform), round(SECONDS_FOR_MEL * rate)))
+        waveform = fit_length(waveform, max(len(waveform), round(SECONDS_FOR_MEL * config.sampling_rate)))
     mel = MelSpectrogram.from_config(config)(mx.array(waveform)[None])
-    latent = load_audio_encoder(job.model.checkpoint, job.dtype)(mel.astype(job.dtype))
-    if grid is not None:
-        latent = latent[:, : grid.frames]
-    mx.eval(latent)
-    yield Progress(SOUND, 1, 1)
-    return latent
+    latent = encoder(mel.astype(dtype))
+    return latent if grid is None else latent[:, : grid.frames]

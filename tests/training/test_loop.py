@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mlx_ltx.checkpoints import writing
+from mlx_ltx.checkpoints.components import load_transformer
+from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.errors import UserError
 from mlx_ltx.training.flow import FlowLoss
 from mlx_ltx.training.loop import Training
@@ -130,9 +132,6 @@ SETTINGS = Optimization(learning_rate=1e-3, steps=6, warmup_steps=2, ema_decay=0
 
 
 def test_a_resumed_training_is_the_same(golden, make_batch, tmp_path):
-    from mlx_ltx.checkpoints.components import load_transformer
-    from mlx_ltx.checkpoints.files import SafetensorsFile
-
     def begin():
         model = load_transformer(SafetensorsFile(golden / "transformer_23.ckpt.safetensors"), mx.float32)
         return Training(model, SETTINGS, seed=5)
