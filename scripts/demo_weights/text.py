@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,12 @@ def put_gemma(t: Tensors, config: dict[str, Any]) -> None:
     t.put("model.norm.weight", np.zeros(dim))
 
 
-def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE: any text has tokens, and a prompt starts with ``<bos>``."""
+def make_tokenizer(sentences: Sequence[str] | None = None) -> Tokenizer:
+    """Byte-level BPE: any text has tokens, and a prompt starts with ``<bos>``.
+
+    Args:
+        sentences: what decides which pieces of words become tokens; those above by default.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -123,7 +128,7 @@ def make_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES.strip().splitlines(), trainer)
+    tokenizer.train_from_iterator(sentences or SENTENCES.strip().splitlines(), trainer)
     bos = ("<bos>", SPECIAL.index("<bos>"))
     tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [bos])
     return tokenizer

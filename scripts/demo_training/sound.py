@@ -1,0 +1,116 @@
+"""The demo's audio autoencoder and vocoder, trained on the sound of scenes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+import demo_scenes
+from demo_training.layout import CONFIG
+from demo_training.loop import Losses
+from demo_weights.tensors import Tensors
+from demo_weights.vocoder import put_vocoder
+from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
+from mlx_ltx.models.mel import MelSpectrogram
+from mlx_ltx.models.vocoder import ExtendedVocoder, VocoderConfig, build_vocoder
+from mlx_ltx.training.autoencoders import encode_sound
+from mlx_ltx.training.sound_losses import spectral_loss
+
+RATE = 16_000
+HOP = 160
+FRAMES = 101  # mel frames of a training piece: 26 latents
+BATCH = 2
+DIVERGENCE = 1e-4
+FIRST_LOG_VARIANCE = -5.0
+
+VOCODER_FRAMES = 50
+VOCODER_BATCH = 4
+EDGE = 8  # mel frames at both ends of a piece in which the vocoder knows too little
+
+
+class AudioAutoencoder(nn.Module):
+    def __init__(self, seed: int = 1):
+        super().__init__()
+        mx.random.seed(seed)
+        config = AudioVaeConfig.from_metadata(CONFIG)
+        self.encoder, self.decoder = AudioEncoder(config), AudioDecoder(config)
+        for side in (self.encoder, self.decoder):
+            side.statistics.freeze()
+        z = config.z_channels
+        self.encoder.conv_out.conv.bias = mx.array(np.repeat([0.0, FIRST_LOG_VARIANCE], z).astype(np.float32))
+        self.decoder.conv_out.conv.bias = mx.full((config.audio_channels,), -9.0)  # most bins are silent
+
+    def loss(self, mel: mx.array, key: mx.array) -> Losses:
+        """Of log-mel spectrograms (B, T, bins, 2)."""
+        moments = encode_sound(self.encoder, mel)
+        error = self.decoder(moments.sample(key)) - mel
+        sound = mx.mean(mx.abs(error)) + 0.5 * mx.mean(mx.square(error))
+        divergence = moments.divergence()
+        return {"loss": sound + DIVERGENCE * divergence, "sound": sound, "divergence": divergence}
+
+
+def spectrogram(waveform: np.ndarray) -> mx.array:
+    """(B, samples, 2) at 16 kHz to log-mel (B, T, bins, 2)."""
+    return MelSpectrogram.from_config(AudioVaeConfig.from_metadata(CONFIG))(mx.array(waveform))
+
+
+def mel_batch(step: int) -> mx.array:
+    """Pieces of the spectrograms of some scenes."""
+    pieces = []
+    for seed in range(2_000_000 + BATCH * step, 2_000_000 + BATCH * (step + 1)):
+        mel = spectrogram(demo_scenes.play(demo_scenes.make_scene(seed), RATE)[None])
+        start = int(np.random.default_rng([seed, 73]).integers(mel.shape[1] - FRAMES + 1))
+        pieces.append(mel[:, start : start + FRAMES])
+    return mx.concatenate(pieces)
+
+
+class Pair(NamedTuple):
+    """What a vocoder is given and what it is to make of it."""
+
+    mel: mx.array
+    waveform: mx.array
+
+
+class Vocoder(nn.Module):
+    """The generator at 16 kHz is trained. The extension's generator adds nothing: scenes have nothing above 8 kHz."""
+
+    def __init__(self, seed: int = 1):
+        super().__init__()
+        mx.random.seed(seed)
+        network = build_vocoder(VocoderConfig.from_metadata(CONFIG))
+        assert isinstance(network, ExtendedVocoder)
+        self.network = network
+        generator = network.vocoder
+        # Filters are those of the published vocoder; everything learns but them.
+        named = Tensors(seed)
+        put_vocoder(named, CONFIG["vocoder"])
+        self.fixed = {name: value for name, value in named.values.items() if "filter" in name}
+        network.bwe_generator.freeze()
+        network.mel_stft.freeze()
+        for _, layer in generator.named_modules():
+            if "filter" in layer:
+                layer.filter = mx.array(next(iter(self.fixed.values())))
+                layer.freeze()
+
+    def loss(self, pair: Pair, key: mx.array) -> Losses:
+        made = self.network.vocoder(pair.mel)[:, EDGE * HOP : -EDGE * HOP]
+        wanted = pair.waveform[:, EDGE * HOP : -EDGE * HOP]
+        spectral, wave = spectral_loss(made, wanted), mx.mean(mx.abs(made - wanted))
+        return {"loss": spectral + 10 * wave, "spectral": spectral, "wave": wave}
+
+
+def vocoder_batch(step: int) -> Pair:
+    """Pieces of scenes' sound with their spectrograms; silence is as likely as sound, clicks are frequent."""
+    mels, waves = [], []
+    for index in range(VOCODER_BATCH):
+        seed = 3_000_000 + VOCODER_BATCH * step + index
+        scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
+        wave = demo_scenes.play(scene, RATE)
+        mel = spectrogram(wave[None])
+        start = int(np.random.default_rng([seed, 74]).integers(mel.shape[1] - 1 - VOCODER_FRAMES))
+        mels.append(mel[:, start : start + VOCODER_FRAMES])
+        waves.append(wave[None, start * HOP : (start + VOCODER_FRAMES) * HOP])
+    return Pair(mx.concatenate(mels), mx.array(np.concatenate(waves)))
