@@ -1,7 +1,7 @@
 """What a clip of the demo's kind shows and plays, told from its pixels and samples alone.
 
-``scripts/measure_demo.py`` compares this with what the prompt asked for. On the scenes themselves every measure is right
-(but for few; tests say how many).
+``scripts/measure_demo.py`` compares this with what the prompt asked for. About the scenes themselves every measure is
+right; tests hold that.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python scripts/demo_scenes.py --sheet scenes.png [--seed 1]
 
-A scene follows from its seed alone. Its sound is tied to the picture: every shape has its own pitch, the stereo position
-follows the shape, the loudness follows its size where that changes, and a bouncing shape clicks when it lands.
+A scene follows from its seed alone. Its sound is tied to the picture: every shape has its own pitch, the stereo
+position follows the shape, the loudness follows its size where that changes, and a bouncing shape clicks when it lands.
 Pitches are multiples of 100 Hz, the rate of mel frames, so that every mel frame of a steady tone meets the same phase.
 """
 

@@ -1,7 +1,7 @@
 """Does the demo do what its prompt says? Measures on prompts and seeds that it was not trained on.
 
-    python scripts/measure_demo.py [--model demo] [--clips 40] [--json measures.json] [--sheet clips.png]
-    python scripts/measure_demo.py --truth      # the measures on the scenes themselves, which should be all right
+python scripts/measure_demo.py [--model demo] [--clips 40] [--json measures.json] [--sheet clips.png]
+python scripts/measure_demo.py --truth      # the measures on the scenes themselves, which should be all right
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             results.append(judge(scene, frames, waveform, SAMPLE_RATE))
             wrong = [name for name, right in results[-1].items() if not right]
-            print(f"{index + 1:3} {seconds[-1]:5.1f} s  {scene.caption}  {'wrong: ' + ', '.join(wrong) if wrong else ''}")
+            print(
+                f"{index + 1:3} {seconds[-1]:5.1f} s  {scene.caption}  {'wrong: ' + ', '.join(wrong) if wrong else ''}"
+            )
             if len(rows) < 12:
                 rows.append((scene.caption, frames))
     found = table(results)

@@ -1,52 +1,60 @@
 """Train the embedded demo, part by part.
 
-    python scripts/train_demo.py video-vae [--folder training] [--steps N]
+    python scripts/train_demo.py all [--folder demo-training]
+    python scripts/train_demo.py video-vae --steps 500
 
-Killed at any moment, the same command goes on from the last checkpoint.
+Killed at any moment, the same command goes on from the last checkpoint; ``--steps`` stops earlier, to go on later.
+The parts in order: ``text``, ``video-vae``, ``audio-vae``, ``vocoder``, ``latents`` (all scenes encoded once),
+``upsampler``, ``transformer``, and ``pack``, which writes the files of the demo.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
 
-from demo_training import sound, text, video
-from demo_training.loop import Part, Schedule
+from demo_training import diffusion, latents, pack, sound, text, video
+from demo_training.stage import Stage, optimization, train
+
+TRAININGS: dict[str, Callable[[Path], Stage]] = {
+    "text": lambda folder: Stage("text", text.TextSide(), text.loss, text.batch, optimization(400, 1.5e-3)),
+    "video-vae": lambda folder: Stage(
+        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(4000, 1e-3)
+    ),
+    "audio-vae": lambda folder: Stage(
+        "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(2000, 1e-3)
+    ),
+    "vocoder": lambda folder: Stage(
+        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(1500, 1e-3)
+    ),
+    "upsampler": diffusion.upsampler_stage,
+    "transformer": diffusion.transformer_stage,
+}
+ORDER = ("text", "video-vae", "audio-vae", "vocoder", "latents", "upsampler", "transformer", "pack")
 
 
-def video_vae(folder: Path) -> Part:
-    module = video.VideoAutoencoder()
-    return Part("video-vae", folder, module, module.loss, video.batch, Schedule(steps=3000, rate=1e-3))
-
-
-def audio_vae(folder: Path) -> Part:
-    module = sound.AudioAutoencoder()
-    return Part("audio-vae", folder, module, module.loss, sound.mel_batch, Schedule(steps=2000, rate=1e-3))
-
-
-def vocoder(folder: Path) -> Part:
-    module = sound.Vocoder()
-    return Part("vocoder", folder, module, module.loss, sound.vocoder_batch, Schedule(steps=1500, rate=1e-3))
-
-
-def text_side(folder: Path) -> Part:
-    module = text.TextSide()
-    return Part("text", folder, module, module.loss, text.batch, Schedule(steps=800, rate=1.5e-3))
-
-
-STAGES = {"text": text_side, "video-vae": video_vae, "audio-vae": audio_vae, "vocoder": vocoder}
+def run(stage: str, folder: Path, steps: int | None, scenes: int) -> None:
+    if stage == "latents":
+        latents.encode(folder, scenes)
+    elif stage == "pack":
+        print(pack.pack(folder, folder / "demo"))
+    else:
+        train(TRAININGS[stage](folder), folder, steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*ORDER, "all"])
     parser.add_argument("--folder", type=Path, default=Path("demo-training"), help="where states and logs are kept")
     parser.add_argument("--steps", type=int, help="stop after so many steps, to go on later")
+    parser.add_argument("--scenes", type=int, default=latents.SCENES, help="how many scenes are encoded")
     arguments = parser.parse_args()
     mx.set_default_device(mx.cpu)
-    STAGES[arguments.stage](arguments.folder).run(arguments.steps)
+    for stage in ORDER if arguments.stage == "all" else (arguments.stage,):
+        run(stage, arguments.folder, arguments.steps, arguments.scenes)
 
 
 if __name__ == "__main__":

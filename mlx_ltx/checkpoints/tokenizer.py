@@ -71,10 +71,11 @@ class PromptTokenizer:
         return list(ids)
 
 
-def load_tokenizer(folder: Path, config: dict[str, Any], length: int = LENGTH) -> PromptTokenizer:
+def load_tokenizer(folder: Path, config: dict[str, Any], length: int | None = None) -> PromptTokenizer:
     """The tokeniser of a Hugging Face folder.
 
-    Start and padding tokens are those of ``tokenizer_config.json``, or else of the model's ``config``. A tokeniser
+    Its length is 1024, or the folder's ``model_max_length`` where that is shorter (Gemma's own is not). Start and
+    padding tokens are those of ``tokenizer_config.json``, or else of the model's ``config``. A tokeniser
     without a padding token pads with its end token.
 
     Raises:
@@ -103,4 +104,5 @@ def load_tokenizer(folder: Path, config: dict[str, Any], length: int = LENGTH) -
     if bos is None or pad is None:
         missing = "start (bos)" if bos is None else "padding (pad)"
         raise UserError(f"{folder}: neither tokenizer_config.json nor config.json names a {missing} token")
-    return PromptTokenizer(tokenizer, bos, pad, length)
+    longest = declared.get("model_max_length", LENGTH)
+    return PromptTokenizer(tokenizer, bos, pad, min(LENGTH, int(longest)) if length is None else length)

@@ -19,7 +19,7 @@ from mlx_ltx.checkpoints.gemma import GEMMA, read_gemma_config
 from mlx_ltx.checkpoints.keymaps import KeyMap
 from mlx_ltx.checkpoints.lora import Lora
 from mlx_ltx.checkpoints.quantize import GEMMA_RULES, choose_formats, transformer_rules
-from mlx_ltx.checkpoints.tokenizer import LENGTH, load_tokenizer
+from mlx_ltx.checkpoints.tokenizer import PromptTokenizer, load_tokenizer
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Phase
 from mlx_ltx.memory import networks
@@ -318,13 +318,16 @@ class _Predictor:
         return text_model_dtype(self.job)
 
     @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        folder = self.job.model.files.text_encoder
+        return load_tokenizer(folder, read_gemma_config(folder)[1])
+
+    @cached_property
     def tokens(self) -> list[int]:
         """Of every text; of one that is yet to be written, as many as may be."""
         if self.job.request.enhance_prompt:
             return [LIMIT] * len(self.job.prompts)
-        folder = self.job.model.files.text_encoder
-        tokenizer = load_tokenizer(folder, read_gemma_config(folder)[1])
-        return [int(np.array(tokenizer(prompt).mask).sum()) for prompt in self.job.prompts]
+        return [int(np.array(self.tokenizer(prompt).mask).sum()) for prompt in self.job.prompts]
 
     @cached_property
     def connectors(self) -> TextConnectors:
@@ -334,10 +337,10 @@ class _Predictor:
     def text_bytes(self) -> int:
         """One embedded text."""
         dims = self.connectors.video.config.dim + self.connectors.audio.config.dim
-        return LENGTH * dims * self.dtype.size
+        return self.tokenizer.length * dims * self.dtype.size
 
     def enhance(self) -> Need:
-        layer = networks.reading_work(self.gemma, LENGTH, self.text_dtype)
+        layer = networks.reading_work(self.gemma, self.tokenizer.length, self.text_dtype)
         return Need(self.gemma_weights.total + layer, self.text_kind, "layers, tokens")
 
     def read(self) -> Need:
@@ -356,7 +359,7 @@ class _Predictor:
         for connector in (self.connectors.video, self.connectors.audio):
             done += module_bytes(connector, self.dtype)
             reading = connectors.reading
-            work = networks.connector_work(connector, LENGTH, self.dtype)
+            work = networks.connector_work(connector, self.tokenizer.length, self.dtype)
             peak = max(peak, features.total + done + reading + work)
         others = (len(self.job.prompts) - 1) * self.text_bytes
         return Need(peak + others, DTYPES[self.dtype], "blocks")
@@ -416,7 +419,9 @@ class _Predictor:
             audio = Tokens(grids.audio.frames, timed=bool(job.request.segments))
         passes = len(job.guidance.passes()) if job.guidance is not None and guided else 1
         segments = max(1, len(job.request.segments))
-        work = networks.denoising_work(self.transformer, video, audio, segments * LENGTH, passes, self.dtype)
+        work = networks.denoising_work(
+            self.transformer, video, audio, segments * self.tokenizer.length, passes, self.dtype
+        )
         streamed = 0
         if streams_weights(job):
             streamed = STREAMED_BLOCKS * self.blocks[0].total // job.model.transformer.layers + self.blocks[0].reading

@@ -52,7 +52,7 @@ def convolve_whole(x: mx.array, conv: nn.Conv3d) -> mx.array:
 
     One matrix product per tap, summed.
     """
-    B, T, H, W, _ = x.shape
+    _, T, H, W, _ = x.shape
     x = mx.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)])
     result = conv.bias
     for t, row, column in product(range(3), repeat=3):

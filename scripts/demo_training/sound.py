@@ -10,7 +10,6 @@ import numpy as np
 
 import demo_scenes
 from demo_training.layout import CONFIG
-from demo_training.loop import Losses
 from demo_weights.tensors import Tensors
 from demo_weights.vocoder import put_vocoder
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
@@ -23,8 +22,8 @@ RATE = 16_000
 HOP = 160
 FRAMES = 101  # mel frames of a training piece: 26 latents
 BATCH = 2
-DIVERGENCE = 1e-4
-FIRST_LOG_VARIANCE = -5.0
+NOISE = 0.1
+SMALLNESS = 1e-3
 
 VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
@@ -39,17 +38,15 @@ class AudioAutoencoder(nn.Module):
         self.encoder, self.decoder = AudioEncoder(config), AudioDecoder(config)
         for side in (self.encoder, self.decoder):
             side.statistics.freeze()
-        z = config.z_channels
-        self.encoder.conv_out.conv.bias = mx.array(np.repeat([0.0, FIRST_LOG_VARIANCE], z).astype(np.float32))
         self.decoder.conv_out.conv.bias = mx.full((config.audio_channels,), -9.0)  # most bins are silent
 
-    def loss(self, mel: mx.array, key: mx.array) -> Losses:
-        """Of log-mel spectrograms (B, T, bins, 2)."""
-        moments = encode_sound(self.encoder, mel)
-        error = self.decoder(moments.sample(key)) - mel
-        sound = mx.mean(mx.abs(error)) + 0.5 * mx.mean(mx.square(error))
-        divergence = moments.divergence()
-        return {"loss": sound + DIVERGENCE * divergence, "sound": sound, "divergence": divergence}
+
+def sound_loss(module: AudioAutoencoder, mel: mx.array, key: mx.array) -> dict[str, mx.array]:
+    """Of log-mel spectrograms (B, T, bins, 2); noise and smallness as for the video autoencoder."""
+    latent = encode_sound(module.encoder, mel).mean
+    error = module.decoder(latent + NOISE * mx.random.normal(latent.shape, key=key)) - mel
+    sound = mx.mean(mx.abs(error)) + 0.5 * mx.mean(mx.square(error))
+    return {"sound": sound, "size": SMALLNESS * mx.mean(mx.square(latent))}
 
 
 def spectrogram(waveform: np.ndarray) -> mx.array:
@@ -57,10 +54,10 @@ def spectrogram(waveform: np.ndarray) -> mx.array:
     return MelSpectrogram.from_config(AudioVaeConfig.from_metadata(CONFIG))(mx.array(waveform))
 
 
-def mel_batch(step: int) -> mx.array:
+def mel_batch(number: int) -> mx.array:
     """Pieces of the spectrograms of some scenes."""
     pieces = []
-    for seed in range(2_000_000 + BATCH * step, 2_000_000 + BATCH * (step + 1)):
+    for seed in range(2_000_000 + BATCH * number, 2_000_000 + BATCH * (number + 1)):
         mel = spectrogram(demo_scenes.play(demo_scenes.make_scene(seed), RATE)[None])
         start = int(np.random.default_rng([seed, 73]).integers(mel.shape[1] - FRAMES + 1))
         pieces.append(mel[:, start : start + FRAMES])
@@ -95,18 +92,19 @@ class Vocoder(nn.Module):
                 layer.filter = mx.array(next(iter(self.fixed.values())))
                 layer.freeze()
 
-    def loss(self, pair: Pair, key: mx.array) -> Losses:
-        made = self.network.vocoder(pair.mel)[:, EDGE * HOP : -EDGE * HOP]
-        wanted = pair.waveform[:, EDGE * HOP : -EDGE * HOP]
-        spectral, wave = spectral_loss(made, wanted), mx.mean(mx.abs(made - wanted))
-        return {"loss": spectral + 10 * wave, "spectral": spectral, "wave": wave}
+
+def vocoder_loss(module: Vocoder, pair: Pair, key: mx.array) -> dict[str, mx.array]:
+    """Spectra at several resolutions, and the waveform itself, which can be told exactly: see ``demo_scenes``."""
+    made = module.network.vocoder(pair.mel)[:, EDGE * HOP : -EDGE * HOP]
+    wanted = pair.waveform[:, EDGE * HOP : -EDGE * HOP]
+    return {"spectral": spectral_loss(made, wanted), "wave": 10 * mx.mean(mx.abs(made - wanted))}
 
 
-def vocoder_batch(step: int) -> Pair:
+def vocoder_batch(number: int) -> Pair:
     """Pieces of scenes' sound with their spectrograms; silence is as likely as sound, clicks are frequent."""
     mels, waves = [], []
     for index in range(VOCODER_BATCH):
-        seed = 3_000_000 + VOCODER_BATCH * step + index
+        seed = 3_000_000 + VOCODER_BATCH * number + index
         scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
         wave = demo_scenes.play(scene, RATE)
         mel = spectrogram(wave[None])

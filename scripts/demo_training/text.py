@@ -1,15 +1,14 @@
 """The demo's text side: tokeniser, Gemma 3, text projection and connectors.
 
-They learn to tell what a caption says: small classifiers read the scene's colour, shape, motion, background and size from
-the embeddings that the transformer will see, while Gemma also learns to continue captions. The classifiers are thrown
-away; what is left gives embeddings in which these things are easy to find, also for sentences it has not seen.
+They learn to tell what a caption says: small classifiers read the scene's colour, shape, motion, background and size
+from the embeddings that the transformer will see, while Gemma also learns to continue captions. The classifiers are
+thrown away; what is left gives embeddings in which these things are easy to find, also for sentences it has not seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -20,7 +19,6 @@ from tokenizers import Tokenizer
 import demo_scenes
 from demo_scenes import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, Scene
 from demo_training.layout import CONFIG, GEMMA, TEXT_LENGTH
-from demo_training.loop import Losses
 from demo_weights.text import SENTENCES, gemma_config, make_tokenizer
 from mlx_ltx.models.attention import rms_norm
 from mlx_ltx.models.connectors import TextConnectors, TextEmbeddings
@@ -29,9 +27,7 @@ from mlx_ltx.models.text_features import FeatureConfig, FeatureExtractor
 from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT
 
 BATCH = 16
-LONGEST = 48  # tokens of a caption
 LEARNED_SENTENCES = 4000
-BOS = 2
 
 # What is read from an embedding, with its possible values.
 ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
@@ -87,9 +83,7 @@ class TextSide(nn.Module):
         config = GemmaConfig.from_metadata(gemma_config(GEMMA))
         self.gemma = Gemma(config)
         self.gemma.embed_tokens.weight = mx.random.normal(self.gemma.embed_tokens.weight.shape) * 0.1
-        self.features = FeatureExtractor(
-            FeatureConfig.from_metadata(CONFIG, config.hidden_size, config.hidden_states)
-        )
+        self.features = FeatureExtractor(FeatureConfig.from_metadata(CONFIG, config.hidden_size, config.hidden_states))
         self.connectors = TextConnectors.from_metadata(CONFIG)
         for connector in (self.connectors.video, self.connectors.audio):
             connector.learnable_registers = 0.5 * mx.random.normal(connector.learnable_registers.shape)
@@ -106,23 +100,22 @@ class TextSide(nn.Module):
         wide = [mx.pad(each, [*padding, (0, 0)]) for each in features]
         return self.connectors(*wide, mx.pad(mask, padding))
 
-    def loss(self, text: Text, key: mx.array) -> Losses:
-        states = self.states(text.input_ids, text.mask)
-        # 1. the next token, from the last state
-        logits = states[-1][:, :-1] @ self.gemma.embed_tokens.weight.T
-        unlike = nn.losses.cross_entropy(logits, text.input_ids[:, 1:], reduction="none")
-        counted = text.mask[:, 1:].astype(mx.float32)
-        language = (unlike * counted).sum() / counted.sum()
-        # 2. what the caption says, from the embeddings
-        says = mx.array(0.0)
-        embeddings = self.embed(text.input_ids, text.mask, states)
-        right = []
-        for embedding, reader in zip(embeddings, self.readers, strict=True):
-            noisy = embedding + 0.3 * mx.random.normal(embedding.shape, key=key)
-            for name, answer in zip(ATTRIBUTES, reader(rms_norm(noisy)), strict=True):
-                says = says + nn.losses.cross_entropy(answer, text.says[name], reduction="mean")
-                right.append((mx.argmax(answer, axis=-1) == text.says[name]).mean())
-        return {"loss": says + 0.3 * language, "says": says, "language": language, "right": mx.stack(right).mean()}
+
+def loss(module: TextSide, text: Text, key: mx.array) -> dict[str, mx.array]:
+    states = module.states(text.input_ids, text.mask)
+    # 1. the next token, from the last state
+    logits = states[-1][:, :-1] @ module.gemma.embed_tokens.weight.T
+    unlike = nn.losses.cross_entropy(logits, text.input_ids[:, 1:], reduction="none")
+    counted = text.mask[:, 1:].astype(mx.float32)
+    language = (unlike * counted).sum() / counted.sum()
+    # 2. what the caption says, from the embeddings
+    says = mx.array(0.0)
+    embeddings = module.embed(text.input_ids, text.mask, states)
+    for embedding, reader in zip(embeddings, module.readers, strict=True):
+        noisy = embedding + 0.3 * mx.random.normal(embedding.shape, key=key)
+        for name, answer in zip(ATTRIBUTES, reader(rms_norm(noisy)), strict=True):
+            says = says + nn.losses.cross_entropy(answer, text.says[name], reduction="mean")
+    return {"says": says, "language": 0.3 * language}
 
 
 def said(scene: Scene) -> dict[str, Any]:
@@ -131,8 +124,8 @@ def said(scene: Scene) -> dict[str, Any]:
     return values | ({"size": "medium"} if scene.motion in ("grow", "shrink") else {})
 
 
-def batch(step: int) -> Text:
-    scenes = [demo_scenes.make_scene(4_000_000 + BATCH * step + index) for index in range(BATCH)]
+def batch(number: int) -> Text:
+    scenes = [demo_scenes.make_scene(4_000_000 + BATCH * number + index) for index in range(BATCH)]
     says = {
         name: mx.array([values.index(said(scene)[name]) for scene in scenes]) for name, values in ATTRIBUTES.items()
     }
@@ -147,4 +140,3 @@ def embed_captions(side: TextSide, captions: Sequence[str], at_once: int = 32) -
         found.append([np.array(each.astype(mx.float16)) for each in embeddings])
     video, audio = zip(*found, strict=True)
     return np.concatenate(video), np.concatenate(audio)
-

@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 import demo_scenes
 from demo_training.layout import CONFIG
-from demo_training.loop import Losses
-from mlx_ltx.models.video_vae import VideoDecoder, VideoEncoder, VideoVaeConfig
+from demo_weights.autoencoders import put_video_vae
+from demo_weights.tensors import Tensors, save
+from mlx_ltx.checkpoints.components import load_video_decoder, load_video_encoder
+from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.training.autoencoders import decode_video, encode_video, picture_loss
 
-PIECE = 17  # frames of a training clip
+PIECES = (9, 17)  # frames of training clips, in turn
 BATCH = 4
-DIVERGENCE = 1e-4
-FIRST_LOG_VARIANCE = -5.0
+NOISE = 0.1  # on latents, whose standard deviation is near 1
+SMALLNESS = 1e-3
 
 
 class VideoAutoencoder(nn.Module):
+    """Encoder and decoder, beginning as those of the untrained demo, which already enlarge smoothly."""
+
     def __init__(self, seed: int = 1):
         super().__init__()
-        mx.random.seed(seed)
-        config = VideoVaeConfig.from_metadata(CONFIG)
-        self.encoder, self.decoder = VideoEncoder(config), VideoDecoder(config)
+        named = Tensors(seed)
+        put_video_vae(named, CONFIG["vae"])
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "initial.safetensors"
+            save(path, named.values, {"config": json.dumps(CONFIG)}, lambda name: True)
+            file = SafetensorsFile(path)
+            self.encoder, self.decoder = load_video_encoder(file, mx.float32), load_video_decoder(file, mx.float32)
+            mx.eval(self.parameters())
+        channels = self.encoder.config.latent_channels
         for side in (self.encoder, self.decoder):
+            side.statistics.mean, side.statistics.std = mx.zeros(channels), mx.ones(channels)
             side.statistics.freeze()
-        # Little noise on latents at first, or there is nothing to learn from.
-        self.encoder.conv_out.conv.bias = mx.zeros(config.latent_channels + 1).at[-1].add(FIRST_LOG_VARIANCE)
 
-    def loss(self, video: mx.array, key: mx.array) -> Losses:
-        """Of frames (B, F, H, W, 3) in [-1, 1]."""
-        moments = encode_video(self.encoder, video)
-        picture = picture_loss(decode_video(self.decoder, moments.sample(key)), video)
-        divergence = moments.divergence()
-        return {"loss": picture + DIVERGENCE * divergence, "picture": picture, "divergence": divergence}
+
+def loss(module: VideoAutoencoder, video: mx.array, key: mx.array) -> dict[str, mx.array]:
+    """Of frames (B, F, H, W, 3) in [-1, 1].
+
+    Latents get a fixed little noise, and are kept from growing out of it: with a learnt amount the autoencoder ends up
+    with nothing but noise before it has learnt anything.
+    """
+    latent = encode_video(module.encoder, video).mean
+    noisy = latent + NOISE * mx.random.normal(latent.shape, key=key)
+    picture = picture_loss(decode_video(module.decoder, noisy), video)
+    return {"picture": picture, "size": SMALLNESS * mx.mean(mx.square(latent))}
 
 
 def pixels(frames: np.ndarray) -> mx.array:
@@ -42,18 +60,18 @@ def pixels(frames: np.ndarray) -> mx.array:
     return mx.array(frames.astype(np.float32) / 127.5 - 1)
 
 
-def piece(seed: int, whole: bool) -> np.ndarray:
-    """Some consecutive frames of a scene, uint8 (F, H, W, 3): the whole picture at half its size, or a quarter of it."""
+def piece(seed: int, frames: int, whole: bool) -> np.ndarray:
+    """Consecutive frames of a scene, uint8 (F, H, W, 3): the whole picture at half its size, or a quarter of it."""
     scene, rng = demo_scenes.make_scene(seed), np.random.default_rng([seed, 72])
-    start = int(rng.integers(scene.frames - PIECE + 1))
-    shown, height, width = range(start, start + PIECE), demo_scenes.HEIGHT // 2, demo_scenes.WIDTH // 2
+    start = int(rng.integers(scene.frames - frames + 1))
+    shown, height, width = range(start, start + frames), demo_scenes.HEIGHT // 2, demo_scenes.WIDTH // 2
     if whole:
         return demo_scenes.draw(scene, width, height, shown)
     top, left = int(rng.integers(height + 1)), int(rng.integers(width + 1))
     return demo_scenes.draw(scene, shown=shown)[:, top : top + height, left : left + width]
 
 
-def batch(step: int) -> mx.array:
+def batch(number: int) -> mx.array:
     """Pieces of both kinds, so that the autoencoder serves both stages of the two-stage pipeline."""
-    first = 1_000_000 + BATCH * step
-    return pixels(np.stack([piece(seed, seed % 2 == 0) for seed in range(first, first + BATCH)]))
+    first, frames = 1_000_000 + BATCH * number, PIECES[number % len(PIECES)]
+    return pixels(np.stack([piece(seed, frames, seed % 2 == 0) for seed in range(first, first + BATCH)]))

@@ -134,13 +134,17 @@ def make_tokenizer(sentences: Sequence[str] | None = None) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, tokenizer: Tokenizer | None = None, length: int = 1024) -> None:
     """``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Args:
+        tokenizer: by default that of the sentences above.
+        length: tokens and padding of a prompt together.
 
     Raises:
         ValueError: the sentences give another number of tokens than the model has embeddings for.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +156,7 @@ def save_tokenizer(folder: Path) -> None:
         "unk_token": "<unk>",
         "add_bos_token": True,
         "add_eos_token": False,
-        "model_max_length": 1024,
+        "model_max_length": length,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     write_json(folder / "tokenizer_config.json", settings)

@@ -1,0 +1,143 @@
+"""The demo's training: every part learns, goes on where it stopped, and ends in files that make clips."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_ltx
+import train_demo
+from demo_scenes import make_scene, play
+from demo_training import diffusion, latents, sound, text, video
+from demo_training.stage import Stage, optimization, train, use_weights
+from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All parts after one step, and four encoded scenes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latents, "AT_ONCE", 4)
+        patch.setattr(latents, "STATISTICS_SCENES", 2)
+        patch.setattr(diffusion, "HALF_BATCH", 2)
+        patch.setattr(diffusion, "FULL_BATCH", 1)
+        path = tmp_path_factory.mktemp("training")
+        for stage in train_demo.ORDER:
+            train_demo.run(stage, path, 1, 4)
+        yield path
+
+
+def improves(stage, steps):
+    """The sum of losses on one batch before and after some steps on it."""
+    batch = stage.batches(0)
+    stage = replace(stage, batches=lambda number: batch, optimization=optimization(steps, 2e-3))
+
+    def value():
+        return sum(part.item() for part in stage.loss(stage.module, batch, mx.random.key(5)).values())
+
+    before = value()
+    return before, stage, value
+
+
+@pytest.mark.parametrize("name", ["text", "video-vae", "audio-vae", "vocoder", "upsampler", "transformer"])
+def test_a_few_steps_make_it_better(name, folder, tmp_path):
+    stage = train_demo.TRAININGS[name](folder)
+    use_weights(stage.module, folder, name)
+    before, stage, value = improves(stage, 4)
+    train(stage, tmp_path)
+    assert value() < before
+
+
+def test_an_interrupted_training_is_the_same(tmp_path):
+    def stage():
+        return Stage("vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(2, 1e-3))
+
+    train(stage(), tmp_path / "whole")
+    train(stage(), tmp_path / "parts", until=1)
+    train(stage(), tmp_path / "parts")
+    whole, parts = (mx.load(str(tmp_path / name / "vocoder" / "weights.safetensors")) for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
+    assert len((tmp_path / "parts" / "vocoder" / "losses.jsonl").read_text().splitlines()) == 2
+
+
+def test_missing_parts_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train video-vae first"):
+        latents.Encoders(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run the stage latents first"):
+        latents.EncodedScenes(tmp_path)
+
+
+def test_latents_have_about_unit_variance(folder):
+    scenes = latents.EncodedScenes(folder)
+    assert len(scenes) == 4
+    assert scenes.arrays["full"].shape == (4, 7, 6, 8, 32)
+    assert scenes.arrays["half"].shape == (4, 7, 3, 4, 32)
+    assert scenes.arrays["audio"].shape == (4, 51, 16, 4)
+    for name in ("full", "audio"):
+        values = scenes.arrays[name].astype(np.float32)
+        assert abs(values.mean()) < 0.5
+        assert 0.5 < values.std() < 2
+    shape = latents.grids(latents.FULL)
+    assert (shape[0].tokens, shape[1].tokens) == (7 * 48, 51)
+
+
+def test_captions_are_left_out_now_and_then(folder, monkeypatch):
+    monkeypatch.setattr(diffusion, "HALF_BATCH", 200)
+    scenes = latents.EncodedScenes(folder)
+    batch = diffusion.SceneBatches(scenes)(0)
+    empty, negative = (mx.array(scenes.no_caption["text.video"][row].astype(np.float32)) for row in range(2))
+    left_out = (mx.abs(batch.text.video - empty).max(axis=(1, 2)) == 0).sum().item()
+    replaced = (mx.abs(batch.text.video - negative).max(axis=(1, 2)) == 0).sum().item()
+    assert 5 < left_out < 30
+    assert 2 < replaced < 20
+
+
+def test_what_is_packed_loads_and_makes_a_clip(folder, tmp_path):
+    demo = folder / "demo"
+    tokenizer = load_tokenizer(demo / "gemma", read_json(demo / "gemma" / "config.json"))
+    assert tokenizer("a red circle moves left").mask.shape == (1, 128)
+    size = {"width": 64, "height": 32, "num_frames": 9}
+    request = mlx_ltx.Request(prompt="a star", model=str(demo), pipeline="distilled", output=tmp_path / "a.mp4", **size)
+    result = mlx_ltx.run(request)
+    assert result.frames == 9
+
+
+def test_the_packed_text_side_is_the_trained_one(folder):
+    """What the pipelines make of a caption is what the transformer was trained with."""
+    from mlx_ltx.checkpoints.components import load_connectors, load_text_features
+    from mlx_ltx.checkpoints.files import SafetensorsFile
+    from mlx_ltx.checkpoints.gemma import load_gemma
+    from mlx_ltx.models.text_encoder import TextEncoder
+
+    demo, caption = folder / "demo", make_scene(1).caption
+    side = text.TextSide()
+    use_weights(side, folder, "text")
+    trained = text.embed_captions(side, [caption])
+    model, tokenizer = load_gemma(demo / "gemma", mx.float32)
+    file = SafetensorsFile(demo / "ltx-2.3-demo.safetensors")
+    features, connectors = load_text_features(file, model.config, mx.float32), load_connectors(file, mx.float32)
+    tokens = tokenizer(caption)
+    encoding = TextEncoder(model, features, connectors).encode(tokens.input_ids, tokens.mask)
+    while True:
+        try:
+            next(encoding)
+        except StopIteration as end:
+            packed = end.value
+            break
+    for wanted, got in zip(trained, packed, strict=True):
+        # files hold bfloat16
+        error = np.linalg.norm(np.array(got[0]) - wanted[0]) / np.linalg.norm(wanted[0])
+        assert error < 0.03
+
+
+def test_batches_are_the_same_for_the_same_number():
+    np.testing.assert_array_equal(video.batch(3), video.batch(3))
+    np.testing.assert_array_equal(sound.mel_batch(3), sound.mel_batch(3))
+    pair = sound.vocoder_batch(2)
+    assert pair.mel.shape == (4, 50, 64, 2)
+    assert pair.waveform.shape == (4, 8000, 2)
+    mel = sound.spectrogram(play(make_scene(1), sound.RATE)[None])
+    assert mel.shape[1] == 205
