@@ -1,5 +1,7 @@
 """LoRA training: which layers, on plain and quantised weights, and the files that come out."""
 
+import json
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -130,3 +132,18 @@ def test_a_gradient_goes_through_quantised_layers_in_pieces(golden, make_batch, 
         for path, parameter in whole.parameters.items():
             # AdamW goes as far for tiny gradients, whose rounding differs, as for large ones.
             assert mx.allclose(pieces.parameters[path], parameter, atol=1e-3), path
+
+
+def test_every_layer_has_the_name_and_shape_that_diffusers_loads(golden, transformer, tmp_path):
+    """The listing is what diffusers made of such a file (scripts/check_trained_lora.py)."""
+    checkpoint = SafetensorsFile(golden / "transformer_23.ckpt.safetensors")
+    lora = LoraTraining(transformer, checkpoint, LoraSettings(rank=2, target_modules=("*",)), 0)
+    parameters = Training(transformer, Optimization()).parameters
+    lora.save(tmp_path / "lora.safetensors", parameters, {})
+    expected = {}
+    for name, layer in json.loads((golden / "trained_lora_layers.json").read_text()).items():
+        expected[f"diffusion_model.{name}.lora_A.weight"] = tuple(layer["A"])
+        expected[f"diffusion_model.{name}.lora_B.weight"] = tuple(layer["B"])
+    made = SafetensorsFile(tmp_path / "lora.safetensors")
+    assert {key: info.shape for key, info in made.tensors.items()} == expected
+    assert {info.dtype for info in made.tensors.values()} == {"BF16"}

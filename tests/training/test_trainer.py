@@ -23,8 +23,9 @@ from mlx_ltx.checkpoints.lora import LoraFile
 from mlx_ltx.checkpoints.packs import write_pack
 from mlx_ltx.checkpoints.quantize import Quantization
 from mlx_ltx.errors import UserError
-from mlx_ltx.events import FileWritten, TrainingFinished, TrainingStep
+from mlx_ltx.events import FileWritten, TrainingFinished, TrainingStep, Warned
 from mlx_ltx.training.config import config_from
+from mlx_ltx.training.precompute import precompute
 from mlx_ltx.training.trainer import Trainer, train
 
 
@@ -124,6 +125,27 @@ def test_validation_that_cannot_work_is_told_before(ready):
     ready["validation"] = {"interval": 2, "samples": [{"prompt": "a", "reference": "x.mp4"}]}
     with pytest.raises(UserError, match=r"validation.samples\[0\]: has a reference, which is of video_to_video"):
         run(ready)
+
+
+def test_an_ic_lora(settings, media, tmp_path):
+    """Its file says how much smaller references are, and the pipeline makes a clip with it."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(media, folder)
+    shutil.copytree(media, folder / "references")
+    settings["training_strategy"] = {"name": "video_to_video"}
+    settings["data"] |= {
+        "dataset": str(folder), "resolution_buckets": ["128x64x9"], "reference_downscale_factor": 2,
+    }  # fmt: skip
+    sample = {"prompt": "a red wave", "reference": str(media / "clip0.mp4")}
+    settings["validation"] = {"interval": 1, "video_dims": [128, 64, 9], "samples": [sample]}
+    settings["optimization"]["steps"] = 1
+    list(precompute(config_from(settings)))
+    events = run(settings)
+    assert not [event.message for event in events if isinstance(event, Warned)]
+    assert Path(settings["output_dir"], "validation", "step_00001", "01.mp4").is_file()
+    file = LoraFile(events[-1].weights_path)
+    assert file.info.reference_downscale_factor == 2
+    assert not any("audio" in layer.name for layer in file.layers.values())
 
 
 @pytest.fixture
