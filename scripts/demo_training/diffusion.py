@@ -11,9 +11,9 @@ import numpy as np
 from demo_training.latents import FULL, EncodedScenes, Encoders, grids
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
+from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.transformer import Transformer, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
-from mlx_ltx.models.video_vae_blocks import ChannelStatistics
 from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
 
