@@ -103,7 +103,8 @@ class Lines:
         elif isinstance(event, PhaseStarted):
             self._print(event.phase.title)
         elif isinstance(event, StepDone):
-            self._print(f"  step {event.step} of {event.total}: {event.seconds:.1f} s")
+            reused = ", left out" if event.reused else ""
+            self._print(f"  step {event.step} of {event.total}: {event.seconds:.1f} s{reused}")
         elif isinstance(event, Warned):
             self._print(f"mlx_ltx: {event.message}")
         elif isinstance(event, FileWritten):
@@ -199,7 +200,9 @@ def summary(event: Finished | TrainingFinished | DataSetFinished) -> str:
         picture = f"{event.duration:.2f} s"  # sound alone
     sound = f", {event.sample_rate / 1000:g} kHz stereo" if event.sample_rate else ", silent"
     seeds = ", ".join(map(str, dict.fromkeys(clip.seed for clip in event.clips)))
-    return f"{what}{picture}{sound}, seed {seeds}: {event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"
+    reused = f", {event.reused_steps} of {event.steps} steps left out by the step cache" if event.steps else ""
+    took = f"{event.seconds:.1f} s, MLX peak {event.peak_bytes / 1e9:.2f} GB"
+    return f"{what}{picture}{sound}, seed {seeds}: {took}{reused}"
 
 
 def choose(quiet: bool, as_json: bool, text: TextIO | None = None) -> Display:

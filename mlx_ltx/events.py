@@ -96,6 +96,7 @@ class StepDone(Event):
         seconds: how long it took.
         video_x0, audio_x0: the current predictions of the clean latents, (B, F, H, W, C) and (B, T, M, C), lazy;
             None for a modality that is not generated.
+        reused: the transformer was left out: the step cache took what it did in an earlier step.
     """
 
     phase: str
@@ -105,6 +106,7 @@ class StepDone(Event):
     seconds: float
     video_x0: mx.array | None = field(default=None, repr=False, compare=False)
     audio_x0: mx.array | None = field(default=None, repr=False, compare=False)
+    reused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,6 +116,7 @@ class StepDone(Event):
             "total": self.total,
             "sigma": self.sigma,
             "seconds": self.seconds,
+            "reused": self.reused,
         }
 
 
@@ -221,6 +224,7 @@ class Finished(Event):
         width, height, frames, fps, duration, sample_rate: of each clip; ``sample_rate`` is None without sound.
         seconds: from the first event to this one.
         peak_bytes: the most memory that MLX had in use.
+        reused_steps, steps: how many denoising steps the step cache left out, of how many; 0 without it.
     """
 
     clips: tuple[Clip, ...]
@@ -233,6 +237,8 @@ class Finished(Event):
     sample_rate: int | None
     seconds: float
     peak_bytes: int
+    reused_steps: int = 0
+    steps: int = 0
 
     @property
     def video_path(self) -> Path | None:

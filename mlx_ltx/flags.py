@@ -18,6 +18,7 @@ from mlx_ltx.request import (
     QUANTIZE,
     REGENERATE,
     SAMPLERS,
+    TOKEN_TILES,
     UPSCALE,
     VAE_TILINGS,
     WEIGHTS,
@@ -221,6 +222,20 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="HOW",
         help="decode the picture whole (none), in bands with less memory and the same result (bands-2 to bands-4), or "
         "in the reference's blended tiles (reference); auto: whole, or in the bands that fit",
+    )
+    group.add_argument(
+        "--token-tiles",
+        choices=("auto", "none", *TOKEN_TILES),
+        metavar="N",
+        help=f"refine the picture in {', '.join(TOKEN_TILES)} overlapping tiles, with less memory and seams that may "
+        "show; none: whole; auto: whole unless nothing else fits",
+    )
+    group.add_argument(
+        "--step-cache",
+        type=float,
+        metavar="THRESHOLD",
+        help="leave out denoising steps while what enters the transformer changes by less than this in sum (0.05 to "
+        "0.2, say): faster, another result (off)",
     )
 
 

@@ -20,6 +20,7 @@ QUANTIZE = ("auto", "none", "q8", "q6", "q5", "q4", "mxfp8", "mxfp4", "nvfp4")
 GROUP_SIZES = (32, 64, 128)
 BANDS = {"bands-2": 2, "bands-3": 3, "bands-4": 4}
 VAE_TILINGS = ("auto", "none", *BANDS, "reference")
+TOKEN_TILES = {"2": 2, "4": 4, "9": 9, "16": 16}
 
 FITS = ("crop", "contain", "stretch")
 SAMPLERS = ("euler", "gradient-estimation")
@@ -162,6 +163,9 @@ class Request:
         group_size: how many numbers share a scale, for q8 to q4; None is 64.
         vae_tiling: how the picture is decoded: "none" whole; "bands-2" to "bands-4" in parts with the same result, less
             memory and more work; "reference" in the reference's blended tiles. "auto" is whole, or the bands that fit.
+        token_tiles: into how many overlapping tiles the second stage splits the picture, with less memory and another
+            result ("2" to "16"); "none" is whole, and so is "auto" unless nothing else fits.
+        step_cache: leave out steps while what enters the transformer changes by less than this in sum; None and 0 none.
     """
 
     prompt: str = ""
@@ -238,6 +242,8 @@ class Request:
     quantize_text: str = "auto"
     group_size: int | None = None
     vae_tiling: str = "auto"
+    token_tiles: str = "auto"
+    step_cache: float | None = None
 
     def __post_init__(self) -> None:
         for name in PATHS:
@@ -280,6 +286,7 @@ class Request:
                 _check(f"{stream}_{name}", getattr(self, f"{stream}_{name}"), lambda v: v >= 0, "0 or more")
             _check(f"{stream}_rescale", getattr(self, f"{stream}_rescale"), lambda v: 0 <= v <= 1, "from 0 to 1")
             _check(f"{stream}_skip_step", getattr(self, f"{stream}_skip_step"), lambda v: v >= 0, "0 or more")
+        _check("step_cache", self.step_cache, lambda v: v >= 0, "0 or more")
         _check("apg_eta", self.apg_eta, lambda v: 0 <= v <= 1, "from 0 to 1")
         _check("apg_norm_threshold", self.apg_norm_threshold, lambda v: v >= 0, "0 or more")
         _check("apg_momentum", self.apg_momentum, lambda v: -1 < v < 1, "between -1 and 1")
@@ -417,6 +424,7 @@ CHOICES = {
     "quantize_text": QUANTIZE,
     "group_size": GROUP_SIZES,
     "vae_tiling": VAE_TILINGS,
+    "token_tiles": ("auto", "none", *TOKEN_TILES),
     "fit": FITS,
     "sampler": SAMPLERS,
     "cfg_rule": CFG_RULES,

@@ -221,8 +221,28 @@ class Tokens(NamedTuple):
 
 
 @remembered
+class Kept(NamedTuple):
+    """What denoising holds beside the usual.
+
+    Attributes:
+        tiles: in how many the picture is predicted; ``video`` is then the largest one.
+        latents: numbers in the whole picture's latent, where it is split.
+        cached: what a step leaves for those that reuse it.
+    """
+
+    tiles: int = 1
+    latents: int = 0
+    cached: bool = False
+
+
 def denoising_work(
-    config: TransformerConfig, video: Tokens | None, audio: Tokens | None, text: int, passes: int, dtype: mx.Dtype
+    config: TransformerConfig,
+    video: Tokens | None,
+    audio: Tokens | None,
+    text: int,
+    passes: int,
+    dtype: mx.Dtype,
+    kept: Kept = Kept(),  # noqa: B008 (a tuple)
 ) -> int:
     """A step, beside weights and text embeddings: one block of one pass, what the other passes hold, and the tables.
 
@@ -230,15 +250,19 @@ def denoising_work(
     """
     model = _cast(Transformer(dataclasses.replace(config, layers=1)), dtype)
     given: list[StreamInput | None] = []
-    held = 0
+    held, streams = 0, []
     for stream, tokens in ((config.video, video), (config.audio, audio)):
         if stream is None or tokens is None:
             given.append(None)
             continue
+        streams.append((stream, tokens))
         given.append(_stream_input(config, stream, tokens, text, dtype))
         held += (passes - 1) * tokens.number * stream.dim * dtype.size
         # the state's latents (noisy, clean), its next value, and one prediction per pass, in float32
         held += (2 + passes) * tokens.number * stream.in_channels * 4
+        if kept.cached:
+            # what the blocks added in each pass and tile, and what two texts' tokens were before them
+            held += (kept.tiles * passes + min(passes, 2)) * tokens.number * stream.dim * dtype.size
     arrays = [_arrays(each) for each in given]
     split = len(arrays[0])
 
@@ -247,8 +271,12 @@ def denoising_work(
         return next(model.forward(*both))
 
     tape = record(block, *arrays[0], *arrays[1], module=model)
-    tables = sum(array.nbytes for each in arrays for array in [*each[:3], *each[4:]])
-    return tape.peak() + tables + held
+    tables = [sum(array.nbytes for array in [*each[:3], *each[4:]]) for each in arrays]
+    if kept.cached:  # what enters the first block, of this step and of the last
+        held += 2 * 4 * max(tokens.number * stream.dim for stream, tokens in streams)
+    if kept.tiles > 1:  # the latents once more, whole, and predictions of all tiles
+        held += (2 + 3 * passes) * kept.latents * 4
+    return tape.peak() + kept.tiles * sum(tables) + held
 
 
 # Convolutions

@@ -15,9 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_ltx.models.attention import KeysValues
+from mlx_ltx.models.attention import KeysValues, rms_norm
 from mlx_ltx.models.passes import PassInput, Perturbation, StreamInput, StreamRope, shared_passes
 from mlx_ltx.models.rope import RopeTable, rope_table
+from mlx_ltx.models.step_memory import StepMemory, Streams
 from mlx_ltx.models.timestep import TimestepEmbedder
 from mlx_ltx.models.transformer_block import Block, Modulation, StreamState
 from mlx_ltx.models.transformer_config import StreamConfig, TransformerConfig
@@ -219,7 +220,9 @@ class Transformer(nn.Module):
         (velocities,) = yield from self.forward_passes([PassInput(video, audio, perturbations)])
         return velocities
 
-    def forward_passes(self, passes: Sequence[PassInput]) -> Generator[list[mx.array], None, list[Velocities]]:
+    def forward_passes(
+        self, passes: Sequence[PassInput], memory: StepMemory | None = None
+    ) -> Generator[list[mx.array], None, list[Velocities]]:
         """Forward passes side by side, block after block, stopping after everything that a block computes.
 
         Each block is asked for once for all passes, and computes once what passes have in common
@@ -228,29 +231,23 @@ class Transformer(nn.Module):
         The caller decides when to evaluate what is yielded: lazy evaluation of all blocks at once makes GPU command
         buffers that the macOS watchdog kills.
 
+        Args:
+            memory: what :meth:`reuse` needs is put there, another (B, T, dim) per pass and stream.
+
         Yields:
             The hidden states of the streams, :meth:`evaluations` times.
 
         Returns:
             The velocities of each pass.
         """
-        if any(given.video is None and given.audio is None for given in passes):
-            raise ValueError("a forward pass needs at least one stream")
-        prepared: dict[Hashable, tuple[StreamState | None, StreamState | None]] = {}
-        states = []
-        for video, audio, _ in passes:
-            key = id(video), id(audio)
-            if key not in prepared:
-                prepared[key] = (
-                    self.video.prepare(video, audio) if video is not None else None,
-                    self.audio.prepare(audio, video) if audio is not None else None,
-                )
-            states.append(prepared[key])
-        prepared.clear()  # holds the embedded tokens otherwise
+        states = self._prepare(passes)
+        before = None if memory is None else list(states)
         source = iter(self.blocks if self._source is None else self._source)
         groups: list[list[int]] = []
         for index, groups in enumerate(shared_passes(passes, self._config.layers)):
             block = next(source)
+            if memory is not None and index == 0:
+                memory.see_first(block, passes[0])
             # Text is not kept from step to step: for the full model that is 1.2 GB per text and saves 2% of the work.
             texts: dict[Hashable, KeysValues] = {}
             for group in groups:
@@ -260,6 +257,37 @@ class Transformer(nn.Module):
                     states[position] = after
                 yield [state.x for state in after if state is not None]
             del block, texts  # a streamed block goes before the next one comes
+        if memory is not None and before is not None:
+            memory.see_passes(before, states)
+        return self._finish(states, groups)
+
+    def reuse(self, passes: Sequence[PassInput], memory: StepMemory) -> list[Velocities]:
+        """The velocities of passes like those that left ``memory``, if the blocks added to them what they did then."""
+        return self._finish(memory.after(self._prepare(passes)), [[position] for position in range(len(passes))])
+
+    def first_input(self, given: PassInput, memory: StepMemory) -> mx.array:
+        """(B, T, dim): what self-attention in the first block is given, of the picture (of the sound without one)."""
+        assert memory.table is not None
+        video, audio = self._prepare([given])[0]
+        state = video if video is not None else audio
+        assert state is not None
+        shift, scale = state.modulation.rows(memory.table, 0, 2)
+        return rms_norm(state.x, self._config.norm_eps) * (1 + scale) + shift
+
+    def _prepare(self, passes: Sequence[PassInput]) -> list[Streams]:
+        if any(given.video is None and given.audio is None for given in passes):
+            raise ValueError("a forward pass needs at least one stream")
+        prepared: dict[Hashable, Streams] = {}
+        for video, audio, _ in passes:
+            key = id(video), id(audio)
+            if key not in prepared:
+                prepared[key] = (
+                    self.video.prepare(video, audio) if video is not None else None,
+                    self.audio.prepare(audio, video) if audio is not None else None,
+                )
+        return [prepared[id(given.video), id(given.audio)] for given in passes]
+
+    def _finish(self, states: Sequence[Streams], groups: Sequence[Sequence[int]]) -> list[Velocities]:
         results: dict[int, Velocities] = {}
         for group in groups:
             video_state, audio_state = states[group[0]]
@@ -268,7 +296,7 @@ class Transformer(nn.Module):
                 self.audio.finish(audio_state) if audio_state is not None else None,
             )
             results |= dict.fromkeys(group, velocities)
-        return [results[position] for position in range(len(passes))]
+        return [results[position] for position in range(len(states))]
 
     def evaluations(self, passes: Sequence[PassInput]) -> int:
         """How many blocks :meth:`forward_passes` computes."""

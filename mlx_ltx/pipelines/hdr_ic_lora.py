@@ -5,7 +5,8 @@
 3. Enlarge the video latent x2 and refine it in 2 steps at full size, still with the LoRA.
 4. Decode in float32 to linear light: EXR frames, a BT.2020 HLG clip, an SDR preview.
 
-The reference refines in overlapping tiles; here the second stage is done in one piece.
+The reference refines in overlapping tiles, each a clip of its own with its own noise; here the second stage is done in
+one piece, or with ``--token-tiles`` in tiles that are blended after every prediction.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ RECIPE = TwoStages(schedule=schedule, sampler=sampler, keep_first_sound=True)
 PIPELINE = fields.Pipeline(
     name="hq",
     title="two-stage with a second-order sampler: slower, finer; for dev models",
-    takes=TAKES,
+    takes=TAKES - {"step_cache"},  # its steps ask twice, at different noise levels
     guided=True,
     two_stage=True,
     distilled_lora=(0.25, 0.5),

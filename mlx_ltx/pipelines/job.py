@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from mlx_ltx.pipelines.defaults import NEGATIVE_PROMPT, Defaults, defaults_for
 from mlx_ltx.pipelines.loras import StageLoras, choose_loras
 from mlx_ltx.pipelines.pipeline import GUIDANCE, Pipeline, pipelines
 from mlx_ltx.pipelines.prompt_cache import Embedded, PromptCache, file_identity
-from mlx_ltx.request import BANDS, GUIDANCE_NAMES, SOUND_GUIDANCE, Request, flag
+from mlx_ltx.request import BANDS, GUIDANCE_NAMES, SOUND_GUIDANCE, TOKEN_TILES, Request, flag
 from mlx_ltx.sampling.denoise import Grids
 from mlx_ltx.sampling.geometry import (
     AudioGrid,
@@ -115,6 +116,14 @@ class Job:
     def bands(self) -> int:
         """Into how many parts, one above the other, the picture is split while it is decoded."""
         return BANDS.get(self.request.vae_tiling, 1)
+
+    @property
+    def token_tiles(self) -> tuple[int, int] | None:
+        """Rows and columns of tiles in which the picture is refined; None is whole."""
+        count = TOKEN_TILES.get(self.request.token_tiles)
+        if count == 2:
+            return (1, 2) if self.clip.width >= self.clip.height else (2, 1)
+        return None if count is None else (math.isqrt(count), math.isqrt(count))
 
     @property
     def curve(self) -> LogCurve:
@@ -493,7 +502,7 @@ def check_quantization(job: Job) -> None:
 
 
 def check_tiling(job: Job) -> None:
-    """Raise UserError if the job's picture cannot be decoded in the bands that are asked for."""
+    """Raise UserError if the job's picture cannot be split for decoding or refining as is asked for."""
     tiling, vae = job.request.vae_tiling, job.model.video_vae
     rows = -(-job.clip.height // vae.space_scale)
     if job.bands > rows:
@@ -503,6 +512,15 @@ def check_tiling(job: Job) -> None:
             f"--vae-tiling {tiling}: this model's decoder has a norm over the whole clip, which bands would change; "
             "use none or reference"
         )
+    if job.token_tiles is not None:
+        if job.request.skip_stage_2:
+            raise UserError(f"--token-tiles {job.request.token_tiles}: there is no second stage with --skip-stage-2")
+        columns = -(-job.clip.width // vae.space_scale)
+        if job.token_tiles[0] > rows or job.token_tiles[1] > columns:
+            raise UserError(
+                f"--token-tiles {job.request.token_tiles}: the picture has only {rows} rows and {columns} columns of "
+                "latents to split"
+            )
 
 
 def _dtype(name: str) -> mx.Dtype:

@@ -21,7 +21,7 @@ TRANSFORMER = frozenset({"weights", "quantize", "group_size"})
 PICTURE = frozenset({"output", "contact_sheet", "vae_tiling"})
 SOUND = frozenset({"output_audio"})
 PROMPT = frozenset({"prompt", "prompts", "seed", "seeds", "text_encoder", "enhance_prompt", "original_prompt", "cache"})
-PROMPT |= TRANSFORMER | {"quantize_text"}  # whoever reads a prompt denoises
+PROMPT |= TRANSFORMER | {"quantize_text", "step_cache"}  # whoever reads a prompt denoises
 SIZE = frozenset({"width", "height"})
 LENGTH = frozenset({"num_frames", "duration", "fps"})
 SEGMENTS = frozenset({"segments"})
@@ -31,7 +31,7 @@ VIDEO_GUIDANCE = frozenset(f"video_{name}" for name in GUIDANCE_NAMES)
 AUDIO_GUIDANCE = frozenset(f"audio_{name}" for name in GUIDANCE_NAMES)
 GUIDANCE = VIDEO_GUIDANCE | AUDIO_GUIDANCE
 GUIDANCE |= {"negative_prompt", "steps", "cfg_rule", "apg_eta", "apg_norm_threshold", "apg_momentum"}
-TWO_STAGES = frozenset({"spatial_upsampler"})
+TWO_STAGES = frozenset({"spatial_upsampler", "token_tiles"})
 HDR = frozenset({"hdr", "output_exr", "output_hdr"})
 CLIP = PROMPT | SEGMENTS | SIZE | LENGTH | IMAGES | LORAS | HDR | {"audio"}  # what every way of making a new clip takes
 

@@ -24,7 +24,7 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.events import Phase
 from mlx_ltx.memory import networks
 from mlx_ltx.memory.machine import total_memory
-from mlx_ltx.memory.networks import Tokens, Weights, module_bytes, weights
+from mlx_ltx.memory.networks import Kept, Tokens, Weights, module_bytes, weights
 from mlx_ltx.memory.plan import PhasePlan, Plan, advise
 from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work, tiled_decoding_work
 from mlx_ltx.models.connectors import TextConnectors
@@ -45,8 +45,9 @@ from mlx_ltx.pipelines.sources import SOUND, VIDEO
 from mlx_ltx.pipelines.stage import CHANGE, LOAD, UPSAMPLE, streams_weights
 from mlx_ltx.pipelines.text import EMBED, READ
 from mlx_ltx.pipelines.two_stages import DENOISE, REFINE
-from mlx_ltx.request import BANDS, flag
+from mlx_ltx.request import BANDS, TOKEN_TILES, flag
 from mlx_ltx.sampling.geometry import ClipShape, VideoGrid
+from mlx_ltx.sampling.token_tiles import largest_tile
 
 DTYPES = {mx.bfloat16: "bfloat16", mx.float16: "float16", mx.float32: "float32"}
 STREAMED_BLOCKS = 2  # one that computes, and one that is read meanwhile
@@ -82,7 +83,12 @@ TRANSFORMER_PHASES = (LOAD, CHANGE, DENOISE, REFINE)
 # What "auto" tries for the phases of each, in this order. Never less than 8 bits for the transformer: streaming, which
 # is slower, gives the numbers of the whole weights.
 TEXT_WAYS: tuple[dict[str, str], ...] = ({"quantize_text": "q8"}, {"quantize_text": "q4"})
-TRANSFORMER_WAYS: tuple[dict[str, str], ...] = ({"quantize": "q8"}, {"weights": "streamed"})
+TRANSFORMER_WAYS: tuple[dict[str, str], ...] = (
+    {"quantize": "q8"},
+    {"weights": "streamed"},
+    # Tiles change the picture: as few as fit, and only where nothing else does.
+    *({"weights": "streamed", "token_tiles": number} for number in TOKEN_TILES),
+)
 # As few bands as fit, since each adds work. The reference's tiles change the picture: only where there are no bands.
 PICTURE_WAYS: tuple[dict[str, str], ...] = tuple({"vae_tiling": bands} for bands in BANDS)
 TILED_WAYS: tuple[dict[str, str], ...] = ({"vae_tiling": "reference"},)
@@ -145,6 +151,11 @@ def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
     if "weights" in job.pipeline.takes and not streams_weights(job):
         streamed = replace(job, request=replace(job.request, weights="streamed"))
         ways.append(("--weights streamed", _plan(streamed, memory)))
+    if "token_tiles" in job.pipeline.takes and job.token_tiles is None:
+        in_tiles = replace(job, request=replace(job.request, weights="streamed", token_tiles="4"))
+        with suppress(UserError):  # too few rows
+            check_tiling(in_tiles)
+            ways.append(("--weights streamed --token-tiles 4", _plan(in_tiles, memory)))
     if job.pipeline.makes_picture and job.bands < max(BANDS.values()) and job.model.video_vae.local_decoder:
         in_bands = replace(job, request=replace(job.request, vae_tiling=[*BANDS][-1]))
         with suppress(UserError):  # too few rows
@@ -214,7 +225,7 @@ class _Predictor:
             LOAD: self.load,
             CHANGE: self.change,
             DENOISE: lambda: self.denoise(self.clip.halved() if REFINE in self.names else self.clip, True),
-            REFINE: lambda: self.denoise(self.clip, False),
+            REFINE: lambda: self.denoise(self.clip, False, job.token_tiles),
             UPSAMPLE: self.upsample,
             DECODE_SOUND: self.decode_sound,
             PICTURE: self.decode_picture,
@@ -410,7 +421,7 @@ class _Predictor:
         factors = sum(info.size * 4 for lora in loras for info in lora.file.file.tensors.values())
         return 2 * one + factors // self.job.model.transformer.layers
 
-    def denoise(self, clip: ClipShape, guided: bool) -> Need:
+    def denoise(self, clip: ClipShape, guided: bool, tiles: tuple[int, int] | None = None) -> Need:
         job, grids = self.job, self.job.grids(clip)
         video = audio = None
         if grids.video is not None:
@@ -419,13 +430,19 @@ class _Predictor:
             audio = Tokens(grids.audio.frames, timed=bool(job.request.segments))
         passes = len(job.guidance.passes()) if job.guidance is not None and guided else 1
         segments = max(1, len(job.request.segments))
-        work = networks.denoising_work(
-            self.transformer, video, audio, segments * self.tokenizer.length, passes, self.dtype
-        )
+        chunking = "blocks, streamed" if streams_weights(job) else "blocks"
+        kept = Kept(cached=bool(job.request.step_cache))
+        if tiles is not None and video is not None and grids.video is not None:
+            whole = video.number
+            largest = largest_tile(grids.video.height, grids.video.width, *tiles) * grids.video.frames
+            video = video._replace(number=whole - grids.video.tokens + largest)
+            kept = kept._replace(tiles=math.prod(tiles), latents=whole * grids.video.channels)
+            chunking = f"{kept.tiles} tiles, {chunking}"
+        text = segments * self.tokenizer.length
+        work = networks.denoising_work(self.transformer, video, audio, text, passes, self.dtype, kept)
         streamed = 0
         if streams_weights(job):
             streamed = STREAMED_BLOCKS * self.blocks[0].total // job.model.transformer.layers + self.blocks[0].reading
-        chunking = "blocks, streamed" if streams_weights(job) else "blocks"
         return Need(work + streamed, self.transformer_kind, chunking)
 
     def video_tokens(self, clip: ClipShape, grid: VideoGrid) -> Tokens:

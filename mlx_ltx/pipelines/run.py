@@ -48,6 +48,7 @@ class Run:
     Attributes:
         job: what is being made.
         shots: its clips.
+        steps, reused_steps: with a step cache, of all its denoising so far.
     """
 
     def __init__(self, job: Job):
@@ -57,6 +58,7 @@ class Run:
         self._index = -1
         self._started = time.perf_counter()
         self._peak = 0
+        self.steps = self.reused_steps = 0
 
     def begin(self) -> Iterator[Event]:
         """The first events: the plan, and what the user should know."""
@@ -109,4 +111,6 @@ class Run:
             sample_rate=job.model.vocoder.sample_rate if job.sound else None,
             seconds=time.perf_counter() - self._started,
             peak_bytes=self._peak,
+            reused_steps=self.reused_steps,
+            steps=self.steps,
         )

@@ -26,6 +26,8 @@ from mlx_ltx.sampling.guidance import UNGUIDED, Guidance
 from mlx_ltx.sampling.samplers import Sampler
 from mlx_ltx.sampling.schedules import DISTILLED, ltx2_schedule
 from mlx_ltx.sampling.state import Latents, LatentState, States, add_noise, audio_state, video_state
+from mlx_ltx.sampling.step_cache import StepCache
+from mlx_ltx.sampling.token_tiles import token_tiles
 
 LOAD, CHANGE, UPSAMPLE = "load-transformer", "change-loras", "upsample"
 POLICY = EvaluationPolicy()
@@ -148,6 +150,7 @@ def denoise_stage(
     guidance: Guidance | None = None,
     guides_sound: bool = True,
     sampler: Sampler | None = None,
+    tiles: tuple[int, int] | None = None,
 ) -> Generator[Event, None, Latents]:
     """Noise and denoise both modalities of a clip at one size.
 
@@ -158,6 +161,7 @@ def denoise_stage(
         guidance: None makes one pass per step.
         guides_sound: whether guidance is for the sound as well; otherwise it keeps to the positive text.
         sampler: Euler if None.
+        tiles: rows and columns in which the picture is predicted; None predicts it whole.
 
     Returns:
         The clean latents, (1, F, H, W, C) and (1, T, M, C); None for a modality that is not made.
@@ -173,8 +177,15 @@ def denoise_stage(
     if guidance is not None and not guides_sound:
         guidance = replace(guidance, audio=UNGUIDED)
         negative = None if negative is None else negative._replace(audio=positive.audio)
-    denoiser = Denoiser(switch.model, noised, positive, guidance or Guidance(), negative)
-    final = yield from run.phase(phase, denoise(denoiser, noised, sigmas, grids, phase, sampler))
+    split = None
+    if tiles is not None and noised.video is not None and grids.video is not None:
+        split = token_tiles(noised.video, grids.video, *tiles)
+    steps, threshold = len(sigmas) - 1, run.job.request.step_cache
+    cache = StepCache(threshold, steps) if threshold else None
+    denoiser = Denoiser(switch.model, noised, positive, guidance or Guidance(), negative, tiles=split, cache=cache)
+    final = yield from run.phase(phase, denoise(denoiser, noised, sigmas, grids, phase, sampler, cache))
+    if cache is not None:
+        run.steps, run.reused_steps = run.steps + steps, run.reused_steps + cache.reused
     return grids.unpatchify(Latents(*(None if state is None else state.latent for state in final)))
 
 

@@ -130,6 +130,7 @@ class TwoStages:
                 video=Given(video, self.refinement[0], material.second),
                 audio=material.second_sound(draft) if material.second_sound else Given(draft.audio, self.refinement[0]),
                 sampler=self.sampler(shot) if self.sampler else None,
+                tiles=job.token_tiles,
             )  # fmt: skip
             sound = draft.audio if self.keep_first_sound else refined.audio
             made.append(Made(Latents(refined.video, None if material.sound else sound), material.sound))

@@ -14,12 +14,15 @@ import numpy as np
 from mlx_ltx.events import Event, Progress, StepDone
 from mlx_ltx.models.attention_bias import AttentionBias, GroupBias
 from mlx_ltx.models.passes import PassInput, StreamInput, StreamRope
-from mlx_ltx.models.transformer import Transformer
+from mlx_ltx.models.step_memory import StepMemory
+from mlx_ltx.models.transformer import Transformer, Velocities
 from mlx_ltx.sampling.evaluation import EvaluationPolicy
 from mlx_ltx.sampling.geometry import AudioGrid, VideoGrid
 from mlx_ltx.sampling.guidance import Guidance, GuidanceBySigma, Momentum, Pass
 from mlx_ltx.sampling.samplers import Euler, Prediction, Sampler, Step
 from mlx_ltx.sampling.state import Latents, LatentState, States
+from mlx_ltx.sampling.step_cache import StepCache
+from mlx_ltx.sampling.token_tiles import TokenTile, blend
 
 
 class TextContext(NamedTuple):
@@ -78,6 +81,8 @@ class Denoiser:
         guidance: what to steer by.
         negative: text of the negative prompt, needed if guidance uses it.
         policy: when to evaluate.
+        tiles: of the picture, to be predicted one after another; None predicts it whole.
+        cache: decides which steps reuse an earlier one; None computes all.
     """
 
     def __init__(
@@ -88,23 +93,29 @@ class Denoiser:
         guidance: Guidance | GuidanceBySigma = Guidance(),  # noqa: B008 (frozen)
         negative: TextContext | None = None,
         policy: EvaluationPolicy = EvaluationPolicy(),  # noqa: B008 (frozen)
+        tiles: Sequence[TokenTile] | None = None,
+        cache: StepCache | None = None,
     ):
         if negative is None and guidance.negative:
             raise ValueError("classifier-free guidance needs the text of a negative prompt")
         self.model, self.guidance, self.policy = model, guidance, policy
         self.positive, self.negative = positive, negative
-        video, audio = states
-        ropes = model.rope(video.positions if video else None, audio.positions if audio else None)
-        self.tables = [
+        self.cache = cache
+        self.parts = [Part(tile, self._tables(seen_by(tile, states)), StepMemory()) for tile in tiles or (None,)]
+        self.previous = Latents(None, None)
+        self.momenta = (Momentum(), Momentum())
+
+    def _tables(self, states: States) -> list[Tables]:
+        ropes = self.model.rope(*(None if state is None else state.positions for state in states))
+        dtype = self.model.dtype
+        return [
             Tables(
                 rope,
-                None if state is None or state.groups is None else state.groups.bias(model.dtype),
-                None if state is None else positive.bias(state, model.dtype),
+                None if state is None or state.groups is None else state.groups.bias(dtype),
+                None if state is None else self.positive.bias(state, dtype),
             )
             for rope, state in zip(ropes, states, strict=True)
         ]
-        self.previous = Latents(None, None)
-        self.momenta = (Momentum(), Momentum())
 
     def predict(self, states: States, sigma: float, step: int) -> Generator[float, None, Prediction]:
         """Predict x0 of both modalities at one noise level.
@@ -120,33 +131,33 @@ class Denoiser:
         skipped = [p.skips(step) for p in params]
         if all(skip or state is None for skip, state in zip(skipped, states, strict=True)):
             return Prediction(self.previous, Latents(None, None))
-        predictions: list[dict[Pass, mx.array]] = [{}, {}]
         kinds = guidance.passes()
-        # The same objects for every pass with the same text: that is how the model knows what passes have in common.
-        given = {
-            negative: self._inputs(states, sigma, skipped, negative)
-            for negative in {self._reads_negative(kind) for kind in kinds}
-        }
-        passes = [
-            PassInput(*given[self._reads_negative(kind)], (perturbation,)) for kind, perturbation in kinds.items()
-        ]
-        units = self.model.evaluations(passes)
-        forward = self.model.forward_passes(passes)
-        done = 0
-        while True:
-            try:
-                hidden = next(forward)
-            except StopIteration as end:
-                velocities = end.value
-                break
-            done += 1
-            if self.policy.due(done, units):
-                mx.eval(hidden)
-                yield done / units
-        for kind, inputs, predicted in zip(kinds, passes, velocities, strict=True):
-            for found, state, stream, velocity in zip(predictions, states, inputs[:2], predicted, strict=True):
-                if state is not None and stream is not None:
-                    found[kind] = _to_x0(state, stream, velocity)
+        found: list[list[Latents]] = []  # per tile, per pass
+        reused, same = False, (tuple(kinds.items()), tuple(skipped))
+        for number, part in enumerate(self.parts):
+            seen = seen_by(part.tile, states)
+            # The same objects for every pass with the same text: so the model knows what passes have in common.
+            given = {
+                negative: self._inputs(seen, part.tables, sigma, skipped, negative)
+                for negative in {self._reads_negative(kind) for kind in kinds}
+            }
+            passes = [PassInput(*given[self._reads_negative(kind)], (perturbed,)) for kind, perturbed in kinds.items()]
+            if self.cache is not None and number == 0:
+                reused = self.cache.reuses(self.model, passes[0], part.memory, step, same)
+            velocities = yield from self._velocities(passes, part.memory, number, reused)
+            if self.cache is not None and not self.cache.begun:
+                self.cache.see(self.model, passes[0], part.memory, same)
+            found.append(
+                [
+                    Latents(*map(_to_x0, seen, inputs[:2], predicted))
+                    for inputs, predicted in zip(passes, velocities, strict=True)
+                ]
+            )
+        predictions: list[dict[Pass, mx.array]] = [{}, {}]
+        for kind, *tiles in zip(kinds, *found, strict=True):
+            for each, x0 in zip(predictions, self._blended(tiles, states), strict=True):
+                if x0 is not None:
+                    each[kind] = x0
         guided = [
             last if skip else (p.combine(found, momentum) if found else None)
             for p, found, momentum, skip, last in zip(
@@ -154,17 +165,50 @@ class Denoiser:
             )
         ]
         self.previous = Latents(*guided)
-        return Prediction(self.previous, Latents(*(found.get(Pass.NEGATIVE) for found in predictions)))
+        return Prediction(self.previous, Latents(*(each.get(Pass.NEGATIVE) for each in predictions)))
+
+    def _velocities(
+        self, passes: list[PassInput], memory: StepMemory, part: int, reused: bool
+    ) -> Generator[float, None, list[Velocities]]:
+        """Of one tile's passes, yielding fractions of the whole prediction."""
+        if reused:
+            velocities = self.model.reuse(passes, memory)
+            mx.eval(velocities)
+            yield (part + 1) / len(self.parts)
+            return velocities
+        units = self.model.evaluations(passes)
+        forward = self.model.forward_passes(passes, None if self.cache is None else memory)
+        done = 0
+        while True:
+            try:
+                hidden = next(forward)
+            except StopIteration as end:
+                if self.cache is not None or len(self.parts) > 1:
+                    mx.eval(end.value, memory.residuals)
+                return end.value
+            done += 1
+            if self.policy.due(done, units):
+                mx.eval(hidden)
+                yield (part + done / units) / len(self.parts)
+
+    def _blended(self, tiles: Sequence[Latents], states: States) -> Latents:
+        if len(tiles) == 1 and self.parts[0].tile is None:
+            return tiles[0]
+        videos = [x0.video for x0 in tiles if x0.video is not None]
+        audios = [x0.audio for x0 in tiles if x0.audio is not None]
+        assert states.video is not None
+        video = blend([part.tile for part in self.parts if part.tile is not None], videos, states.video.tokens)
+        return Latents(video, mx.mean(mx.stack(audios), axis=0) if audios else None)
 
     def _reads_negative(self, kind: Pass) -> bool:
         return kind is Pass.NEGATIVE and self.negative is not None
 
     def _inputs(
-        self, states: States, sigma: float, frozen: Sequence[bool], negative: bool
+        self, states: States, tables: Sequence[Tables], sigma: float, frozen: Sequence[bool], negative: bool
     ) -> tuple[StreamInput | None, StreamInput | None]:
         text = self.negative if negative and self.negative is not None else self.positive
         # A timed text has a bias; the negative one holds all the time.
-        tables = [table._replace(context_bias=None) if negative else table for table in self.tables]
+        tables = [table._replace(context_bias=None) if negative else table for table in tables]
         video, audio = (
             _stream_input(state, sigma, context, table, skip)
             for state, context, table, skip in zip(states, text[:2], tables, frozen, strict=True)
@@ -178,6 +222,19 @@ class Tables(NamedTuple):
     rope: StreamRope | None
     attention_bias: AttentionBias | None
     context_bias: AttentionBias | None
+
+
+class Part(NamedTuple):
+    """A tile of the picture (None is all of it), what belongs to it, and what its last computed step left."""
+
+    tile: TokenTile | None
+    tables: list[Tables]
+    memory: StepMemory
+
+
+def seen_by(tile: TokenTile | None, states: States) -> States:
+    """The states as a tile of the picture is predicted with them."""
+    return states if tile is None or states.video is None else states._replace(video=tile.of(states.video))
 
 
 def _stream_input(
@@ -202,8 +259,10 @@ def _stream_input(
     )
 
 
-def _to_x0(state: LatentState, given: StreamInput, velocity: mx.array) -> mx.array:
+def _to_x0(state: LatentState | None, given: StreamInput | None, velocity: mx.array | None) -> mx.array | None:
     """``x - sigma * v`` in float32 with each token's own noise level."""
+    if state is None or given is None or velocity is None:
+        return None
     sigma = given.timesteps[..., None]
     if given.level_of_token is not None:
         sigma = mx.take_along_axis(given.timesteps, given.level_of_token, axis=1)[..., None]
@@ -247,6 +306,7 @@ def denoise(
     grids: Grids,
     phase: str,
     sampler: Sampler | None = None,
+    cache: StepCache | None = None,
 ) -> Generator[Event, None, States]:
     """Move both modalities through the schedule.
 
@@ -257,6 +317,7 @@ def denoise(
         grids: for the predictions in events.
         phase: name of the phase in events.
         sampler: how a step is made, new for this run; :class:`Euler` if None.
+        cache: the denoiser's, for events to tell which steps were reused.
 
     Yields:
         :class:`Progress` at evaluations and :class:`StepDone` after every step.
@@ -267,13 +328,22 @@ def denoise(
     sampler = Euler() if sampler is None else sampler
     total = len(sigmas) - 1
     for index, (sigma, next_sigma) in enumerate(itertools.pairwise(float(s) for s in sigmas)):
-        started = time.perf_counter()
+        started, reused = time.perf_counter(), cache.reused if cache else 0
         step = Step(index, sigma, next_sigma)
         asking = _Asking(denoiser, phase, step, total, sampler.evaluations(step))
         states = yield from sampler.step(states, step, asking)
         mx.eval([state.latent for state in states if state is not None])
         latents = grids.unpatchify(asking.x0)
-        yield StepDone(phase, index + 1, total, next_sigma, time.perf_counter() - started, latents.video, latents.audio)
+        yield StepDone(
+            phase,
+            index + 1,
+            total,
+            next_sigma,
+            time.perf_counter() - started,
+            latents.video,
+            latents.audio,
+            reused=cache is not None and cache.reused > reused,
+        )
     return states
 
 

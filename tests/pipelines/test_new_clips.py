@@ -96,7 +96,7 @@ def test_keyframes_pull_the_clip_towards_them(tmp_path, picture):
     ("images", "message"),
     [
         ([(0, 0)], "two images or more"),
-        ([(0, 4), (1, 4)], "two images stand at frame 4"),
+        ([(0, 4), (1, 4)], "another image is given for frame 4 too"),
     ],
 )
 def test_keyframes_need_two_places(images, message, tmp_path):
@@ -143,7 +143,9 @@ def test_a_given_sound_is_not_guided(sound, lora, tmp_path, monkeypatch):
 
     made = []
     monkeypatch.setattr(
-        stage, "Denoiser", lambda *given: (made.append(given), mlx_ltx.sampling.denoise.Denoiser(*given))[1]
+        stage,
+        "Denoiser",
+        lambda *given, **more: (made.append(given), mlx_ltx.sampling.denoise.Denoiser(*given, **more))[1],
     )
     distilled = mlx_ltx.request.LoraInput(lora())
     guided = {"guided": True, "steps": 2, "distilled_lora": distilled}

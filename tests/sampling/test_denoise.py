@@ -248,7 +248,7 @@ def test_a_timed_text_is_heard_only_in_its_part(setting):
         denoiser = Denoiser(model, states, text)
         inputs = [
             loop._stream_input(state, 0.9, context, table, False)
-            for state, context, table in zip(states, (text.video, text.audio), denoiser.tables, strict=True)
+            for state, context, table in zip(states, (text.video, text.audio), denoiser.parts[0].tables, strict=True)
         ]
         block = model.blocks[0]
         states_in = [model.video.prepare(inputs[0], inputs[1])]
