@@ -201,6 +201,7 @@ class TrainingConfig:
             del values[name]
         if not self.is_lora:
             del values["lora"]
+        del values["optimization"]["enable_gradient_checkpointing"]  # the numbers are the same
         if self.optimization.scheduler_type == "constant":
             del values["optimization"]["steps"]  # it can be made longer
         return values

@@ -30,7 +30,7 @@ def check_samples(config: TrainingConfig, model: Model) -> None:
                 raise UserError(f"{name}.reference: {sample.reference} does not exist")
             continue  # the pipeline asks for a LoRA that says how large references are; there is none yet
         try:
-            prepare(_request(config, model, sample, None, Path(config.output_dir) / "validation" / "check.mp4"))
+            prepare(_request(config, model, sample, None, _file(config, Path(config.output_dir), number)))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
@@ -46,11 +46,14 @@ def make_samples(config: TrainingConfig, model: Model, weights: Path, folder: Pa
         UserError: one cannot be made.
     """
     for number, sample in enumerate(config.validation.samples, 1):
-        suffix = ".wav" if config.training_strategy.name == "text_to_audio" else ".mp4"
-        path = folder / f"{number:02}{suffix}"
+        path = _file(config, folder, number)
         for _ in prepare(_request(config, model, sample, weights, path)).run():
             pass
         yield path
+
+
+def _file(config: TrainingConfig, folder: Path, number: int) -> Path:
+    return folder / f"{number:02}{'.mp4' if config.training_strategy.video else '.wav'}"
 
 
 def _request(
@@ -72,7 +75,7 @@ def _request(
         quantize=config.acceleration.quantization or "auto",
         force=True,
     )
-    if strategy.name == "text_to_audio":
+    if not strategy.video:
         return common.with_changes(pipeline="t2a", duration=config.data.audio_duration, output_audio=output)
     picture = common.with_changes(width=width, height=height, num_frames=frames, output=output, audio=strategy.audio)
     if sample.image is not None:

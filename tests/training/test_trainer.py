@@ -24,6 +24,7 @@ from mlx_ltx.checkpoints.packs import write_pack
 from mlx_ltx.checkpoints.quantize import Quantization
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import FileWritten, TrainingFinished, TrainingStep, Warned
+from mlx_ltx.training import trainer
 from mlx_ltx.training.config import config_from
 from mlx_ltx.training.precompute import precompute
 from mlx_ltx.training.trainer import Trainer, train
@@ -67,17 +68,17 @@ def test_a_whole_model(ready):
     ready["model"]["training_mode"] = "full"
     ready["optimization"] |= {"steps": 3, "ema_decay": 0.9}
     ready["checkpoints"] = {"interval": None, "precision": "float32"}
-    trainer = Trainer(config_from(ready))
-    *_, finished = trainer.run(resume=False)
+    whole = Trainer(config_from(ready))
+    *_, finished = whole.run(resume=False)
     base = SafetensorsFile(next(demo_folder().glob("*demo*.safetensors")))
     made = SafetensorsFile(finished.weights_path)
     assert made.tensors.keys() == base.tensors.keys()
     assert made.config == base.config
     model = load_transformer(made, mx.float32)
-    average = trainer.training.result
+    average = whole.training.result
     weight = model.blocks[0].video.attn1.to_q.weight
     assert mx.array_equal(weight, average["blocks.0.video.attn1.to_q.weight"])
-    assert not mx.array_equal(weight, trainer.training.parameters["blocks.0.video.attn1.to_q.weight"])
+    assert not mx.array_equal(weight, whole.training.parameters["blocks.0.video.attn1.to_q.weight"])
     key = next(key for key in base.tensors if key.startswith("vae."))
     assert mx.array_equal(made.arrays[key], base.arrays[key])
 
@@ -116,6 +117,29 @@ def test_validation_clips(ready):
     del ready["validation"]
     ready["output_dir"] += "-without"
     assert losses(run(ready)) == losses(events)
+
+
+def test_validation_sounds(ready):
+    ready["training_strategy"] = {"name": "text_to_audio"}
+    ready["data"]["audio_duration"] = 0.5
+    ready["optimization"]["steps"] = 1
+    ready["validation"] = {"interval": 1, "samples": [{"prompt": "a tone"}]}
+    events = run(ready)
+    assert not [event.message for event in events if isinstance(event, Warned)]
+    assert names(ready, "validation/step_00001") == ["01.wav"]
+
+
+def test_a_validation_clip_that_fails_does_not_stop_the_training(ready, monkeypatch):
+    ready["validation"] = {"interval": 2, "video_dims": [128, 64, 9], "samples": [{"prompt": "a red wave"}]}
+
+    def fail(*arguments):
+        raise UserError("no memory for it")
+        yield
+
+    monkeypatch.setattr(trainer, "make_samples", fail)
+    events = run(ready)
+    assert [event.message for event in events if isinstance(event, Warned)] == ["validation: no memory for it"] * 2
+    assert len(losses(events)) == 4
 
 
 def test_validation_that_cannot_work_is_told_before(ready):
@@ -196,7 +220,7 @@ def test_resuming_what_is_not_the_same(ready, latents):
         run(ready)
     with pytest.raises(UserError, match="--resume: the training has had its 4 steps"):
         run(ready, resume=True)
-    ready["optimization"]["steps"] = 5
+    ready["optimization"] |= {"steps": 5, "enable_gradient_checkpointing": True}
     ready["checkpoints"]["interval"] = 1
     for path, value, message in (
         ("lora.alpha", 8, "lora.alpha was 4.0 and is 8.0"),
