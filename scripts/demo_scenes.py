@@ -4,7 +4,8 @@
 
 A scene follows from its seed alone. Its sound is tied to the picture: every shape has its own pitch, the stereo
 position follows the shape, the loudness follows its size where that changes, and a bouncing shape clicks when it lands.
-Pitches are multiples of 100 Hz, the rate of mel frames, so that every mel frame of a steady tone meets the same phase.
+Pitches are multiples of 100 Hz, the rate of mel frames, so that every mel frame of a tone or a click meets the same
+phase, and a small vocoder can get the waveform itself right.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "rotate", "bounce")
 RADII = {"small": 0.13, "medium": 0.18, "large": 0.235}  # of the picture's height
 
 TONE, QUIET_TONE, CLICK = 0.22, 0.08, 0.7
-CLICK_SECONDS = 0.03
+CLICK_PITCH, CLICK_SECONDS, CLICK_DECAY = 2500, 0.04, 0.008
 OVERTONE = 0.25  # the octave's part of a tone
 
 
@@ -250,11 +251,10 @@ def play(scene: Scene, rate: int = SAMPLE_RATE) -> np.ndarray:
     tone = np.sin(2 * np.pi * scene.pitch * time) + OVERTONE * np.sin(4 * np.pi * scene.pitch * time)
     edge = np.clip(np.minimum(time, time[-1] - time) / 0.02, 0, 1)  # no step at the beginning and the end
     mono = loudness * tone * edge
-    since = np.arange(round(CLICK_SECONDS * rate)) / rate
-    click = CLICK * np.exp(-since / 0.006) * np.sin(2 * np.pi * 2500 * since)
+    decay = np.exp(-np.arange(round(CLICK_SECONDS * rate)) / rate / CLICK_DECAY)
     for landing in scene.landings():
-        start = round(landing * rate)
-        mono[start : start + len(click)] += click[: len(mono) - start]
+        during = slice(round(landing * rate), round(landing * rate) + len(decay))
+        mono[during] += CLICK * decay * np.sin(2 * np.pi * CLICK_PITCH * time[during])
     position = np.clip(x * HEIGHT / WIDTH, 0, 1) * np.pi / 2
     return np.stack([mono * np.cos(position), mono * np.sin(position)], axis=1).astype(np.float32)
 

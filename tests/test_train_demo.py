@@ -8,7 +8,8 @@ import pytest
 
 import mlx_ltx
 import train_demo
-from demo_scenes import make_scene, play
+from demo_measures import look
+from demo_scenes import draw, make_scene, play
 from demo_training import diffusion, latents, sound, text, video
 from demo_training.stage import Stage, optimization, train, use_weights
 from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
@@ -131,6 +132,15 @@ def test_the_packed_text_side_is_the_trained_one(folder):
         # files hold bfloat16
         error = np.linalg.norm(np.array(got[0]) - wanted[0]) / np.linalg.norm(wanted[0])
         assert error < 0.03
+
+
+def test_shapes_weigh_more():
+    scene = make_scene(21, motion="grow", end="navy", background="black")
+    frames = draw(scene)
+    mask = np.array(video.shape_mask(video.pixels(frames[None])))[0, ..., 0]
+    inside = look(frames).masks
+    assert mask[inside].mean() > 0.9
+    assert mask[~inside].mean() < 0.1
 
 
 def test_batches_are_the_same_for_the_same_number():

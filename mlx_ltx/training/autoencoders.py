@@ -134,14 +134,17 @@ def decode_video(decoder: VideoDecoder, latent: mx.array) -> mx.array:
     return unpatchify(centred(activate(x), decoder.conv_out), config.patch_size)
 
 
-def picture_loss(made: mx.array, wanted: mx.array) -> mx.array:
+def picture_loss(made: mx.array, wanted: mx.array, weight: mx.array | float = 1.0) -> mx.array:
     """Mean absolute and squared error of frames (B, F, H, W, 3), and the absolute error of their slopes in space.
 
     The slopes stand for the perceptual loss of larger models: edges of the right sharpness in the right place.
+
+    Args:
+        weight: of pixels, for the first two; broadcastable to the frames.
     """
     error = made - wanted
     slopes = mx.mean(mx.abs(mx.diff(error, axis=2))) + mx.mean(mx.abs(mx.diff(error, axis=3)))
-    return mx.mean(mx.abs(error)) + 2 * mx.mean(mx.square(error)) + slopes
+    return mx.mean(weight * (mx.abs(error) + 2 * mx.square(error))) + slopes
 
 
 def encode_sound(encoder: AudioEncoder, mel: mx.array) -> Moments:

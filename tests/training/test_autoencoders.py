@@ -106,6 +106,9 @@ def test_picture_loss_grows_with_the_error_and_minds_edges():
     assert picture_loss(video + 0.1, video).item() == pytest.approx(0.1 + 2 * 0.01, rel=1e-2)
     stripes = mx.where(mx.arange(48)[:, None] % 2 == 0, 0.1, -0.1)
     assert picture_loss(video + stripes, video).item() > picture_loss(video + 0.1, video).item() + 0.15
+    half = mx.array([1.0, 0.0])[:, None, None, None, None]
+    assert picture_loss(video + 0.1, video, 2 * half).item() == pytest.approx(0.12, rel=1e-2)
+    assert picture_loss(video + 0.1 * (1 - half), video, half).item() < 1e-5
 
 
 def sine(frequency, seconds=0.5, amplitude=1.0):
