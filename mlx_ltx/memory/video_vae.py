@@ -205,10 +205,11 @@ def _at_work(level: Level) -> float:
         unfolded = KERNEL * line * level.piece_rows * number
         limit = max(UNFOLDED_ELEMENTS if mx.default_device() == mx.Device(mx.cpu) else 0, KERNEL * line)
         made = level.width * level.piece_rows * number * window.kernels
+        prepared = (4 if stage.activates else 2) * patch
         if unfolded > limit:  # several bands, evaluated one after the other once the patch is activated
-            work = max(work, 4 * patch + limit, patch + 4 * made)
+            work = max(work, prepared + limit, patch + 4 * made)
         else:  # all in one evaluation
-            work = max(work, 4 * patch + unfolded + 4 * made)
+            work = max(work, prepared + unfolded + 4 * made)
     return work
 
 

@@ -79,12 +79,14 @@ class Stage(ABC):
         factors: how many frames, rows and columns it makes of one.
         growth: how many elements its arrays have at the most for one of the input.
         out_channels: how many channels its output has.
+        activates: it normalises its input and passes it through an activation, anew for every piece.
         whole_clip: it gives nothing before it has met all frames.
     """
 
     factors: tuple[Fraction, Fraction, Fraction] = (Fraction(1), Fraction(1), Fraction(1))
     growth: float = 1
     out_channels: int
+    activates = False
     whole_clip = False
 
     @abstractmethod

@@ -192,6 +192,7 @@ class ConvStage(Stage):
         factor: int = 1,
     ):
         self.conv, self.before, self.after, self.factor = conv, before, after, factor
+        self.activates = before is not None
         self.window = conv.window(causal)
         step, row_step, column_step = conv.conv.stride
         self.factors = Fraction(1, step), Fraction(factor, row_step), Fraction(factor, column_step)
@@ -252,6 +253,8 @@ class ResnetStage(Stage):
     """Keeps four frames: two of its input, from which both the first convolution and the shortcut are served, and two
     before the second convolution. The price is that the input is activated anew for every piece.
     """
+
+    activates = True
 
     def __init__(self, block: ResnetBlock, conditions: Conditions, modulation: Sequence[Modulation | None]):
         self.block, self.noise, self.modulation = block, conditions.noise, modulation

@@ -34,7 +34,8 @@ from mlx_ltx.models.transformer import Transformer
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.upsampler import UpsamplerConfig
 from mlx_ltx.models.vocoder import CHUNK_FRAMES
-from mlx_ltx.pipelines import upscale
+from mlx_ltx.pipelines import ic_lora, upscale
+from mlx_ltx.pipelines.encode import frames_at_once
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, text_model_dtype
 from mlx_ltx.pipelines.images import ENCODE
 from mlx_ltx.pipelines.job import Job, check_quantization, check_tiling
@@ -218,8 +219,8 @@ class _Predictor:
             ENHANCE: self.enhance,
             READ: self.read,
             EMBED: self.embed,
-            ENCODE: lambda: self.encode(self.clip, 1),
-            VIDEO: lambda: self.encode(self.clip, self.clip.frames),
+            ENCODE: lambda: self.encode(replace(self.clip, frames=1)),
+            VIDEO: lambda: self.encode(self.source(), given=1),
             REFERENCES: self.references,
             SOUND: self.encode_sound,
             LOAD: self.load,
@@ -377,17 +378,28 @@ class _Predictor:
 
     # Encoding
 
-    def encode(self, clip: ClipShape, frames: int) -> Need:
-        pixels = frames * clip.height * clip.width * 3
+    def encode(self, clip: ClipShape, given: int = 4) -> Need:
+        """Frames of a clip, read as the encoder takes them; ``given`` are the bytes of a number that comes."""
+        vae = self.job.model.video_vae
         own = self.weights(keymaps.VIDEO_ENCODER)
-        work = encoding_work(self.job.model.video_vae, clip.height, clip.width, self.dtype, frames=frames)
-        return Need(own.total + work + pixels * (1 + 2 * 4 + self.dtype.size), DTYPES[self.dtype], "frames, rows")
+        work = encoding_work(vae, clip.height, clip.width, self.dtype, frames=clip.frames)
+        count = min(clip.frames, frames_at_once(clip.height, clip.width, vae.time_scale))
+        # the frames that came last, and those before them as patches
+        held = count * 3 * clip.height * clip.width * (given + self.dtype.size)
+        return Need(own.total + work + held, DTYPES[self.dtype], "frames, rows")
+
+    def source(self) -> ClipShape:
+        """The clip that is worked on, on the grid."""
+        request, model = self.job.request, self.job.model
+        if self.job.pipeline is upscale.PIPELINE:
+            return upscale.canvas(upscale.source_of(request), model)
+        return self.clip
 
     def references(self) -> Need:
-        scale, clip = reference_scale(self.job), self.clip
+        scale = reference_scale(self.job)
+        clip = ic_lora.stages(self.job)[0] if self.job.pipeline is ic_lora.PIPELINE else self.clip
         frames = (clip.frames - 1) // scale.time + 1
-        small = ClipShape(frames, clip.height // scale.size, clip.width // scale.size, clip.fps)
-        return self.encode(small, frames)
+        return self.encode(ClipShape(frames, clip.height // scale.size, clip.width // scale.size, clip.fps))
 
     def encode_sound(self) -> Need:
         config = self.job.model.audio_vae
@@ -409,17 +421,16 @@ class _Predictor:
         return Need(blocks.total + around.total + reading, self.transformer_kind, "blocks")
 
     def change(self) -> Need:
-        blocks, _ = self.blocks
-        one = blocks.total // self.job.model.transformer.layers
-        return Need(one + blocks.reading + self.fusing(self.job.loras.second), self.transformer_kind, "blocks")
+        # what changes is given up before it is read anew
+        work = self.blocks[0].reading + self.fusing(self.job.loras.second)
+        return Need(work, self.transformer_kind, "blocks")
 
     def fusing(self, loras: Sequence[Lora]) -> int:
-        """What a block's changes take beside its weights: their products, and the low-rank factors."""
-        if not loras:
-            return 0
-        one = self.blocks[0].total // self.job.model.transformer.layers
-        factors = sum(info.size * 4 for lora in loras for info in lora.file.file.tensors.values())
-        return 2 * one + factors // self.job.model.transformer.layers
+        """What changing a block takes beside its weights: the low-rank factors, and the change of one layer."""
+        layers = [layer for lora in loras for layer in lora.file.layers.values()]
+        largest = max((layer.inputs * layer.outputs for layer in layers), default=0)
+        factors = sum(layer.rank * (layer.inputs + layer.outputs) for layer in layers)
+        return self.dtype.size * largest + 4 * factors // self.job.model.transformer.layers
 
     def denoise(self, clip: ClipShape, guided: bool, tiles: tuple[int, int] | None = None) -> Need:
         job, grids = self.job, self.job.grids(clip)
@@ -469,7 +480,7 @@ class _Predictor:
         request, model = self.job.request, self.job.model
         if self.job.pipeline is upscale.PIPELINE:
             file = upscale.upsampler_file(request, model)
-            given = upscale.canvas(upscale.source_of(request), model)
+            given = self.source()
         else:
             assert model.files.spatial_upsampler is not None
             file, given = SafetensorsFile(model.files.spatial_upsampler), self.clip.halved()

@@ -17,6 +17,7 @@ from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.exr import read_exr_clip
 from mlx_ltx.media.fit import FitMode, fit_pixels
 from mlx_ltx.media.hdr import HdrSpace
+from mlx_ltx.pipelines.encode import encode_clip
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.request import VideoInput
@@ -110,18 +111,13 @@ def encode_references(
     scale: ReferenceScale,
     fit: FitMode = "crop",
     attention: Callable[[ClipShape], float | np.ndarray] | None = None,
-    repeat: int = 1,
-    convert: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Generator[Event, None, list[list[Conditioning]]]:
     """Reference conditionings, a list per stage.
 
     Args:
         attention: how strongly the clip's tokens and the reference's see each other in a stage; None fully.
-        repeat: each frame of the source that often (the HDR pipeline's high quality).
-        convert: from [0, 1] to what the network is to see, in [0, 1]; None as it is.
     """
-    work = _encode(run.job, sources, stages, scale, fit, attention, repeat, convert)
-    return (yield from run.phase(REFERENCES, work))
+    return (yield from run.phase(REFERENCES, _encode(run.job, sources, stages, scale, fit, attention)))
 
 
 def _encode(
@@ -131,33 +127,32 @@ def _encode(
     scale: ReferenceScale,
     fit: FitMode,
     attention: Callable[[ClipShape], float | np.ndarray] | None,
-    repeat: int,
-    convert: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Generator[Event, None, list[list[Conditioning]]]:
     encoder = load_video_encoder(job.model.checkpoint, job.dtype)
-    time_scale = job.model.video_vae.time_scale
+    time_scale, space_scale = job.model.video_vae.time_scale, job.model.video_vae.space_scale
     results: list[list[Conditioning]] = []
     for clip in stages:
         results.append([])
         for source in sources:
-            read = clip if repeat == 1 else ClipShape(-(-clip.frames // repeat), clip.height, clip.width, clip.fps)
-            pixels = np.stack(list(reference_frames(source, read, scale, fit, 1 if repeat > 1 else time_scale)))
-            if repeat > 1:
-                pixels = np.repeat(pixels, repeat, axis=0)[: clip.frames]
-            if source.path.is_dir():
-                seen = _space(job, source.path).to_network(pixels)
-            else:
-                unit = pixels.astype(np.float32) / 255
-                seen = (unit if convert is None else convert(unit)) * 2 - 1
-            latent = encoder(mx.array(seen)[None].astype(job.dtype))
+            frames = reference_frames(source, clip, scale, fit, time_scale)
+            latent = mx.concatenate(list(encode_clip(encoder, _seen(job, source.path, frames))), axis=1)
             mx.eval(latent)
             item: Conditioning = Reference(latent, source.strength, scale.size, scale.time)
             if attention is not None:
-                strength = attention(ClipShape(len(pixels), seen.shape[1], seen.shape[2], clip.fps))
+                count, height, width = latent.shape[1:4]
+                shape = ClipShape((count - 1) * time_scale + 1, height * space_scale, width * space_scale, clip.fps)
+                strength = attention(shape)
                 item = AttentionStrength(item, strength)
             results[-1].append(item)
             yield Progress(REFERENCES, sum(map(len, results)), len(stages) * len(sources))
     return results
+
+
+def _seen(job: Job, path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """A reference's frames as the network is to see them, float32 in [-1, 1]."""
+    if path.is_dir():
+        return map(_space(job, path).to_network, frames)
+    return ((frame.astype(np.float32) / 255) * 2 - 1 for frame in frames)
 
 
 def _space(job: Job, folder: Path) -> HdrSpace:

@@ -19,6 +19,7 @@ from mlx_ltx.media.audio import fit_length, read_sound
 from mlx_ltx.media.clips import VideoInfo, probe, read_clip
 from mlx_ltx.models.audio_vae import AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.mel import MelSpectrogram
+from mlx_ltx.pipelines.encode import encode_clip
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.sampling.geometry import AudioGrid, ClipShape
@@ -99,16 +100,22 @@ def encode_frames(
 
 def _encode(job: Job, frames: Iterable[np.ndarray], clip: ClipShape, total: int) -> Generator[Event, None, mx.array]:
     encoder = load_video_encoder(job.model.checkpoint, job.dtype)
-    pixels = []
-    for done, frame in enumerate(frames, 1):
-        padding = ((0, clip.height - frame.shape[0]), (0, clip.width - frame.shape[1]), (0, 0))
-        pixels.append(np.pad(frame, padding, mode="edge"))
-        yield Progress(VIDEO, done, total)
-    video = mx.array(np.stack(pixels))[None].astype(mx.float32) / 127.5 - 1
-    del pixels
-    latent = encoder(video.astype(job.dtype))
-    mx.eval(latent)
-    return latent
+    read = 0
+
+    def padded() -> Iterator[np.ndarray]:
+        nonlocal read
+        for frame in frames:
+            read += 1
+            padding = ((0, clip.height - frame.shape[0]), (0, clip.width - frame.shape[1]), (0, 0))
+            yield np.pad(frame, padding, mode="edge")
+
+    latents = []
+    for latent in encode_clip(encoder, padded()):
+        latents.append(latent)
+        yield Progress(VIDEO, read, total)
+    whole = mx.concatenate(latents, axis=1)
+    mx.eval(whole)
+    return whole
 
 
 def sound_phase(job: Job) -> Phase:

@@ -1,9 +1,12 @@
-"""A model in the official layout whose weights and activations are large enough to be measured."""
+"""A model in the official layout, large enough to be measured, and the comparison with what was predicted."""
 
 import copy
+import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 import make_demo
@@ -12,8 +15,15 @@ from demo_weights.diffusion import put_connectors, put_transformer
 from demo_weights.tensors import Tensors, save
 from demo_weights.text import gemma_config, put_gemma, save_tokenizer, write_json
 from demo_weights.vocoder import put_vocoder
+from mlx_ltx.events import MemorySeen
+from mlx_ltx.memory.plan import size_text
+from mlx_ltx.pipelines.job import Job
+from mlx_ltx.pipelines.predict import make_plan
 
 HEADS, VIDEO_HEAD, AUDIO_HEAD = 8, 64, 32
+TOLERANCE = 0.15
+# Where all of a phase is less than the buffers that MLX happens to have in flight, a ratio says nothing.
+SLACK = 8 << 20
 GEMMA = {
     "hidden_size": 256,
     "num_hidden_layers": 8,
@@ -54,3 +64,24 @@ def middle_model(tmp_path_factory) -> Path:
     write_json(folder / "gemma" / "config.json", gemma_config(GEMMA))
     save_tokenizer(folder / "gemma")
     return folder
+
+
+@pytest.fixture
+def wrongly_predicted() -> Callable[[Job], list[str]]:
+    """Runs a job; gives the phases whose peak of MLX's memory is not what the plan says."""
+
+    def compare(job: Job) -> list[str]:
+        predicted = make_plan(job).phases
+        gc.collect()  # what other tests left must not be freed while it is counted
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        seen = [event for event in job.run() if isinstance(event, MemorySeen)]
+        assert [phase.name for phase in predicted] == [event.phase for event in seen]
+        peaks = [event.peak_bytes - before for event in seen]
+        return [
+            f"{phase.name}: {size_text(phase.peak_bytes)} predicted, {size_text(peak)} measured"
+            for phase, peak in zip(predicted, peaks, strict=True)
+            if abs(phase.peak_bytes - peak) > max(TOLERANCE * peak, SLACK)
+        ]
+
+    return compare
