@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx.checkpoints.components import load_transformer
+from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.keymaps import TRANSFORMER
 from mlx_ltx.checkpoints.loading import FP8
 from mlx_ltx.checkpoints.quantize import Quantization
@@ -92,6 +93,7 @@ class Trainer:
         self.identity = config.identity() | {"data set": self.data.identity()}
         if not config.is_lora:
             self._check_plain()
+        self._check_widths()
         check_samples(config, self.model)
         self.training: Training | None = None
         self.lora: LoraTraining | None = None
@@ -103,6 +105,21 @@ class Trainer:
                 f"model.model_path: {checkpoint.path} is quantised, and quantised weights cannot be trained; give the "
                 "bf16 checkpoint, or set model.training_mode to lora"
             )
+
+    def _check_widths(self) -> None:
+        """The data set's latents and texts are as wide as the model's."""
+        sample, config = self.data.samples[0], self.model.transformer
+        texts = SafetensorsFile(sample.text).tensors
+        for name, stream in (("video", config.video), ("audio", config.audio)):
+            if stream is None or name not in self.data.wanted:
+                continue
+            shape, text = sample.latents.tensors[name].shape, texts[name].shape[-1]
+            channels = shape[-1] if name == "video" else shape[-1] * shape[-2]
+            if (channels, text) != (stream.in_channels, stream.caption_channels or stream.context_dim):
+                raise UserError(
+                    f"data.preprocessed_data_root: {self.data.folder} was made with {self.data.description['model']}, "
+                    f"whose {name} latents or texts have another width than those of {self.model.files.name}"
+                )
 
     def saved(self) -> list[Saved]:
         """The stored steps in ``output_dir``, in order."""
@@ -162,6 +179,8 @@ class Trainer:
         assert training is not None
         if last is not None:
             training.restore(last.state, self.identity)
+        for left_behind in (self.output / CHECKPOINTS).glob(".*.partial.*"):
+            left_behind.unlink()  # of a training that was killed while it saved
         self._write_config()
         yield PhaseStarted(1, phases[1])
         peak = 0

@@ -26,6 +26,22 @@ def test_levels_follow_the_stretched_logit_normal():
     assert ((drawn > 0) & (drawn < 1e-3)).mean() < 1e-3  # reflected
 
 
+# Of 8 million draws of Lightricks' ShiftedLogitNormalTimestepSampler: the quantiles below.
+QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+REFERENCE = {
+    100: (0.0332, 0.2312, 0.4088, 0.6093, 0.7739, 0.8774, 0.9734),
+    1024: (0.0396, 0.2748, 0.4698, 0.6687, 0.8161, 0.9026, 0.9788),
+    4096: (0.0596, 0.4166, 0.6461, 0.8117, 0.9054, 0.9522, 0.9895),
+    9000: (0.0748, 0.5491, 0.7800, 0.8969, 0.9513, 0.9760, 0.9948),
+}
+
+
+@pytest.mark.parametrize("tokens", REFERENCE)
+def test_levels_are_distributed_as_the_references(tokens):
+    drawn = np.array(NoiseLevels().draw(mx.random.key(0), 1_000_000, tokens))
+    assert np.quantile(drawn, QUANTILES) == pytest.approx(REFERENCE[tokens], abs=0.003)
+
+
 def test_some_levels_are_uniform():
     drawn = np.array(NoiseLevels(uniform_prob=1).draw(mx.random.key(1), 100_000, 4096))
     assert drawn.mean() == pytest.approx(0.5, abs=0.01)

@@ -197,10 +197,14 @@ def test_killed_and_resumed(ready, config_file):
                 os.kill(process.pid, signal.SIGKILL)
                 break
     assert names(ready) == ["lora_weights_step_00003.safetensors", "training_state_step_00003.safetensors"]
+    Path(
+        ready["output_dir"], "checkpoints", ".training_state.0.partial.safetensors"
+    ).touch()  # as if it had been saving
     resumed = subprocess.run([*arguments, "--resume"], capture_output=True, text=True, check=True)
     events = [json.loads(line) for line in resumed.stdout.splitlines()]
     steps = [event for event in events if event["event"] == "TrainingStep"]
     assert [step["step"] for step in steps] == [4, 5, 6, 7, 8]
+    assert not [name for name in names(ready) if name.startswith(".")]
     ready["output_dir"] = whole_output
     expected = run(ready)
     assert [sum(step["losses"].values()) for step in steps] == pytest.approx(losses(expected)[3:], rel=1e-6)
@@ -279,6 +283,16 @@ def test_a_full_disk_keeps_what_was_stored(ready, config_file, capsys):
     assert not [name for name in names(ready) if "partial" in name or "state_step_00004" in name]
     ready["optimization"]["steps"] = 4
     assert len(losses(run(ready, resume=True))) == 2
+
+
+def test_latents_of_another_model(ready, latents, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(latents, copy)
+    ready["data"]["preprocessed_data_root"] = str(copy)
+    for path in (copy / "texts").iterdir():
+        writing.write_safetensors(path, {"video": mx.zeros((4, 7)), "audio": mx.zeros((4, 7))}, force=True)
+    with pytest.raises(UserError, match="whose video latents or texts have another width than those of demo"):
+        run(ready)
 
 
 def test_quantised_weights_are_not_trained_whole(ready, tmp_path):
