@@ -33,6 +33,7 @@ from mlx_ltx.media.images import load_image
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.text_encoder import TextEncoder
 from mlx_ltx.models.video_vae import VideoVaeConfig
+from mlx_ltx.pipelines.encode import encode_clip
 from mlx_ltx.pipelines.job import Model, open_model
 from mlx_ltx.pipelines.sources import sound_latent
 from mlx_ltx.request import Request
@@ -150,7 +151,7 @@ class _Preparing:
         for path in stale:
             path.unlink()
         if stale:
-            what = "1 sample whose file is" if len(stale) == 1 else f"{len(stale)} samples whose files are"
+            what = "1 sample that is" if len(stale) == 1 else f"{len(stale)} samples that are"
             yield Warned(f"deleted {what} no longer in {self.config.data.dataset}")
         if self.skipped:
             yield Warned(f"{self.skipped} of {len(self.items)} files were skipped")
@@ -198,8 +199,8 @@ class _Preparing:
             partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     def _path(self, item: Item) -> Path:
-        """The file of a sample: named after its source, and told from others of that name."""
-        digest = hashlib.sha256(str(item.path.absolute()).encode()).hexdigest()[:8]
+        """The file of a sample: named after its source, and told from others of that name or with another caption."""
+        digest = hashlib.sha256(f"{item.path.absolute()}\n{item.caption}".encode()).hexdigest()[:12]
         return self.folder / LATENTS / f"{item.path.stem[:80]}-{digest}.safetensors"
 
     @staticmethod
@@ -254,18 +255,18 @@ class _Preparing:
                 continue
             tensors = {}
             if pictures is not None:
-                tensors["video"] = pictures(mx.array(pixels)[None].astype(self.dtype))[0]
+                tensors["video"] = mx.concatenate(list(encode_clip(pictures, pixels)), axis=1)[0]
             if sounds is not None:
                 seconds = len(pixels) / self.config.data.frame_rate if pictures else self.config.data.audio_duration
                 grid = audio_grid(self.model.audio_vae, seconds)
                 tensors["audio"] = sound_latent(sounds, self.model.audio_vae, waveform, grid, self.dtype)[0]
             if reference is not None and pictures is not None:
-                tensors["reference"] = pictures(mx.array(reference)[None].astype(self.dtype))[0]
+                tensors["reference"] = mx.concatenate(list(encode_clip(pictures, reference)), axis=1)[0]
             write_safetensors(self._path(item), tensors, self._metadata(item), force=True)
             mx.clear_cache()
             yield Progress(ENCODE, done, len(items))
 
-    def _read(self, item: Item) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _read(self, item: Item) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray] | None]:
         """What the encoders need of an item: frames in [-1, 1], a waveform, frames of its reference.
 
         Raises:
@@ -275,7 +276,7 @@ class _Preparing:
         rate = self.model.audio_vae.sampling_rate
         nothing = np.zeros((0, 2), np.float32)
         if not strategy.video:
-            return nothing, read_sound(item.path, rate, 0.0, data.audio_duration), None
+            return [], read_sound(item.path, rate, 0.0, data.audio_duration), None
         most = max(bucket.frames for bucket in self.buckets)
         frames = self._frames(item.path, most)
         height, width = frames[0].shape[:2]
@@ -283,7 +284,7 @@ class _Preparing:
         if bucket is None:
             least = min(each.frames for each in self.buckets)
             raise UserError(f"{item.path}: has {len(frames)} frames, too few for any bucket (at least {least})")
-        pixels = fit_image(np.stack(frames[: bucket.frames]), bucket.height, bucket.width)
+        pixels = [fit_image(frame, bucket.height, bucket.width) for frame in frames[: bucket.frames]]
         waveform = nothing
         if strategy.audio:
             waveform = read_sound(item.path, rate, 0.0, bucket.frames / data.frame_rate)
@@ -293,7 +294,7 @@ class _Preparing:
             if len(frames) < bucket.frames:
                 raise UserError(f"{item.reference}: has {len(frames)} frames, its clip needs {bucket.frames}")
             scale = data.reference_downscale_factor
-            reference = fit_image(np.stack(frames), bucket.height // scale, bucket.width // scale)
+            reference = [fit_image(frame, bucket.height // scale, bucket.width // scale) for frame in frames]
         return pixels, waveform, reference
 
     def _frames(self, path: Path, most: int) -> list[np.ndarray]:

@@ -86,7 +86,7 @@ def test_it_goes_on_where_it_stopped(settings, folder):
     events = run(settings)
     titles = [event.phase.title for event in events if isinstance(event, PhaseStarted)]
     assert titles == ["Embedding 1 of 2 captions", "Encoding 1 of 2 files"]
-    assert any("1 sample whose file is no longer" in each.message for each in events if isinstance(each, Warned))
+    assert any("deleted 2 samples that are no longer in" in e.message for e in events if isinstance(e, Warned))
     assert len(latents(settings)) == 2
 
 
@@ -150,6 +150,12 @@ def test_sounds(settings, folder):
     assert dict(data.samples[0].shape)["audio"][0] == 50
     with pytest.raises(UserError, match="holds no video, which this training needs"):
         DataSet(settings["data"]["preprocessed_data_root"], video=True, audio=True)
+
+
+def test_a_clip_with_two_captions_is_two_samples(settings, folder):
+    rows = [{"media_path": "clip0.mp4", "caption": caption} for caption in ("a wave", "a red wave")]
+    (folder / "captions.json").write_text(json.dumps(rows))
+    assert run(settings)[-1].samples == 2
 
 
 def test_buckets():
