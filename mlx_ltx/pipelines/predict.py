@@ -157,11 +157,12 @@ def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
         with suppress(UserError):  # too few rows
             check_tiling(in_tiles)
             ways.append(("--weights streamed --token-tiles 4", _plan(in_tiles, memory)))
-    if job.pipeline.makes_picture and job.bands < max(BANDS.values()) and job.model.video_vae.local_decoder:
-        in_bands = replace(job, request=replace(job.request, vae_tiling=[*BANDS][-1]))
-        with suppress(UserError):  # too few rows
-            check_tiling(in_bands)
-            ways.append((f"--vae-tiling {in_bands.request.vae_tiling}", _plan(in_bands, memory)))
+    if job.pipeline.makes_picture and job.bands == 1:
+        for bands in BANDS:
+            in_bands = replace(job, request=replace(job.request, vae_tiling=bands))
+            with suppress(UserError):  # too few rows, or not local
+                check_tiling(in_bands)
+                ways.append((f"--vae-tiling {bands}", _plan(in_bands, memory)))
     if job.pipeline.clip is None and job.pipeline.makes_picture:
         vae = job.model.video_vae
         multiple = vae.space_scale * (2 if job.pipeline.two_stage else 1)
