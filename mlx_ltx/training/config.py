@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_ltx.checkpoints.catalogue import similar_names
 from mlx_ltx.checkpoints.quantize import SETTINGS
 from mlx_ltx.errors import UserError
@@ -73,6 +75,11 @@ class Acceleration:
 
     mixed_precision_mode: str = "bf16"
     quantization: str | None = None
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of activations, and of what is not trained."""
+        return mx.bfloat16 if self.mixed_precision_mode == "bf16" else mx.float32
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ from mlx_ltx.training.captions import IMAGES, Item, find_items
 from mlx_ltx.training.config import TrainingConfig
 from mlx_ltx.training.dataset import DESCRIPTION, LATENTS, TEXTS, text_name
 
-DTYPES = {"bf16": mx.bfloat16, "no": mx.float32}
 READ, ENCODE = "embed-captions", "encode-media"
 
 
@@ -126,7 +125,7 @@ class _Preparing:
         self, config: TrainingConfig, model: Model, buckets: list[Bucket], items: list[Item], strict: bool
     ) -> None:
         self.config, self.model, self.buckets, self.items, self.strict = config, model, buckets, items, strict
-        self.dtype = DTYPES[config.acceleration.mixed_precision_mode]
+        self.dtype = config.acceleration.dtype
         self.folder = Path(config.data.preprocessed_data_root)
         self.skipped = 0
 

@@ -44,7 +44,6 @@ from mlx_ltx.training.plot import draw_losses
 from mlx_ltx.training.validation import check_samples, make_samples
 from mlx_ltx.version import __version__
 
-DTYPES = {"bf16": mx.bfloat16, "no": mx.float32}
 PRECISIONS = {"bfloat16": mx.bfloat16, "float32": mx.float32}
 CHECKPOINTS, STATE = "checkpoints", "training_state_step_"
 LOAD, TRAIN, VALIDATE = "load-model", "train", "validate"
@@ -89,7 +88,7 @@ class Trainer:
             config.data.preprocessed_data_root, strategy.video, strategy.audio, strategy.name == "video_to_video"
         )
         self.batches = Shuffled(self.data, config.optimization.batch_size, config.seed)
-        self.compute = DTYPES[config.acceleration.mixed_precision_mode]
+        self.compute = config.acceleration.dtype
         self.identity = config.identity() | {"data set": self.data.identity()}
         if not config.is_lora:
             self._check_plain()
