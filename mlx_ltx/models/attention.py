@@ -17,7 +17,7 @@ FUSED_HEADS = (64, 80, 128)
 LOGITS_AT_ONCE = 1 << 25
 WIDE_AT_ONCE = 1 << 28
 # Fewer queries at a time would be slow; with as many, what is made at a time grows with the number of keys only.
-FEWEST_QUERIES = 32
+FEWEST_QUERIES = 64
 
 
 def rms_norm(x: mx.array, eps: float = EPSILON) -> mx.array:
