@@ -98,7 +98,7 @@ def _needs_picture(job: Job) -> bool:
 
 
 class _Writer:
-    """The decoders, each loaded when it is first needed and kept for the clips that follow."""
+    """The decoders, each loaded when it is first needed and kept if other clips follow."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -113,10 +113,11 @@ class _Writer:
     def decode_audio(self, made: Made) -> Generator[Event, None, np.ndarray]:
         """The sound as float32 (samples, 2) in [-1, 1], as long as the picture."""
         job = self.job
-        if self._sound is None:
-            decoder = load_audio_decoder(job.model.checkpoint, job.dtype)
-            self._sound = decoder, load_vocoder(job.model.checkpoint)[0]
-        decoder, vocoder = self._sound
+        decoder, vocoder = self._sound or (
+            load_audio_decoder(job.model.checkpoint, job.dtype),
+            load_vocoder(job.model.checkpoint)[0],
+        )
+        self._sound = (decoder, vocoder) if len(job.shots) > 1 else None
         assert made.latents.audio is not None
         mel = decoder(made.latents.audio.astype(job.dtype))
         mx.eval(mel)

@@ -260,7 +260,7 @@ class _Predictor:
             self.resident[TRANSFORMER] = self.transformer_bytes
         elif name in (DENOISE, UPSAMPLE, REFINE):
             self.resident[LATENTS] = self.latents(self.clip)
-        elif name == DECODE_SOUND:
+        elif name == DECODE_SOUND and len(self.job.shots) > 1:
             self.resident[SOUND_DECODER] = self.audio_decoder.total + self.vocoder.total
         elif name == PICTURE:
             self.resident[PICTURE_DECODER] = self.video_decoder.total

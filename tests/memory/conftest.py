@@ -24,6 +24,8 @@ HEADS, VIDEO_HEAD, AUDIO_HEAD = 8, 64, 32
 TOLERANCE = 0.15
 # Where all of a phase is less than the buffers that MLX happens to have in flight, a ratio says nothing.
 SLACK = 8 << 20
+# How far reading runs ahead of converting is the system's affair; the plan counts a whole block of the file.
+BLOCK_READ = 8 << 20
 GEMMA = {
     "hidden_size": 256,
     "num_hidden_layers": 8,
@@ -81,7 +83,7 @@ def wrongly_predicted() -> Callable[[Job], list[str]]:
         return [
             f"{phase.name}: {size_text(phase.peak_bytes)} predicted, {size_text(peak)} measured"
             for phase, peak in zip(predicted, peaks, strict=True)
-            if abs(phase.peak_bytes - peak) > max(TOLERANCE * peak, SLACK)
+            if abs(phase.peak_bytes - peak) > max(TOLERANCE * peak, SLACK + BLOCK_READ * ("load" in phase.name))
         ]
 
     return compare
