@@ -54,7 +54,9 @@ def decoding_work(
     """What streaming a clip out of the decoder takes, in bytes, beside weights and latents.
 
     That is what the layers keep and the piece at work. Frames that wait for the other bands are not counted (they are
-    outside MLX, or in the caller's hands), nor is what the caller makes of the frames that come out.
+    outside MLX, or in the caller's hands), nor is what the caller makes of the frames that come out. With other dtypes
+    than float32 MLX's CPU backend also copies a convolution's weights to float32 (0.4 GB for the largest of LTX-2.3);
+    that is not counted, since nobody decodes large clips so: it is some 15 times slower there than float32.
 
     Args:
         height, width: of the picture in pixels; multiples of ``config.space_scale``.
