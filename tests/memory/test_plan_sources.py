@@ -37,7 +37,7 @@ def sources(tmp_path_factory) -> dict[str, Path]:
     write_audio(folder / "sound.wav", np.zeros((4 * RATE, 2), np.float32), RATE)
     Image.new("RGB", (320, 256), "grey").save(folder / "picture.png")
     return {
-        "clip": write_clip(folder / "clip.mp4", 25, 192, 256),
+        "clip": write_clip(folder / "clip.mp4", 17, 192, 256),
         "small": write_clip(folder / "small.mp4", 25, 64, 128),
         "sound": folder / "sound.wav",
         "picture": folder / "picture.png",
@@ -78,7 +78,7 @@ def test_an_enlarged_clip(tmp_path, middle_model, sources, wrongly_predicted):
 
 @ON_CPU
 def test_a_picture_for_a_sound(tmp_path, middle_model, sources, wrongly_predicted):
-    given = {"pipeline": "a2v", "audio_path": sources["sound"], "width": 64, "height": 64, "duration": 4.0}
+    given = {"pipeline": "a2v", "audio_path": sources["sound"], "width": 64, "height": 64, "duration": 2.0}
     assert wrongly_predicted(prepare(request(tmp_path, model=str(middle_model), guided=False, **given))) == []
 
 
@@ -89,10 +89,9 @@ def test_an_image(tmp_path, middle_model, sources, wrongly_predicted):
 
 
 @ON_CPU
-@pytest.mark.parametrize("skips", [False, True])
-def test_references(tmp_path, middle_model, sources, lora, wrongly_predicted, skips):
-    references = {"video_conditionings": (VideoInput(sources["clip"]),), "loras": (lora,), "skip_stage_2": skips}
-    size = {"pipeline": "ic-lora", "width": 256, "height": 256, "num_frames": 25, "audio": False}
+def test_references(tmp_path, middle_model, sources, lora, wrongly_predicted):
+    references = {"video_conditionings": (VideoInput(sources["clip"]),), "loras": (lora,)}
+    size = {"pipeline": "ic-lora", "width": 256, "height": 192, "num_frames": 17, "audio": False}
     assert wrongly_predicted(prepare(request(tmp_path, model=str(middle_model), **size, **references))) == []
 
 
@@ -101,8 +100,13 @@ def test_encoding_takes_no_more_for_a_longer_clip(tmp_path, sources, monkeypatch
     """Frames are read as the encoder takes them."""
     peaks = {}
     for frames in (33, 121):
-        clip = write_clip(tmp_path / f"{frames}.mp4", frames, 128, 192)
-        edit = {"pipeline": "upscale", "video_path": clip, "prompt": "", "model": "demo", "audio": True}
+        clip = write_clip(tmp_path / f"{frames}.mp4", frames, 64, 128)
+        edit = {
+            "pipeline": "upscale",
+            "video_path": clip,
+            "prompt": "",
+            "model": "demo",
+        }
         job = prepare(request(tmp_path, **edit))
         events = job.run()
         seen = next(event for event in events if isinstance(event, MemorySeen))
