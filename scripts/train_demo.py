@@ -22,13 +22,13 @@ from demo_training.stage import Stage, optimization, train
 TRAININGS: dict[str, Callable[[Path], Stage]] = {
     "text": lambda folder: Stage("text", text.TextSide(), text.loss, text.batch, optimization(400, 1.5e-3)),
     "video-vae": lambda folder: Stage(
-        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(4000, 4e-4)
+        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(8000, 1.5e-4, average=0.99)
     ),
     "audio-vae": lambda folder: Stage(
         "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(2000, 1e-3)
     ),
     "vocoder": lambda folder: Stage(
-        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(2500, 1e-3)
+        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(2500, 1.2e-3)
     ),
     "upsampler": diffusion.upsampler_stage,
     "transformer": diffusion.transformer_stage,

@@ -119,4 +119,4 @@ class BothLosses:
 
 def transformer_stage(folder: Path) -> Stage:
     batches = SceneBatches(EncodedScenes(folder))
-    return Stage("transformer", make_transformer(), BothLosses(), batches, optimization(12_000, 1.5e-3, average=0.998))
+    return Stage("transformer", make_transformer(), BothLosses(), batches, optimization(8_000, 1e-3, average=0.998))

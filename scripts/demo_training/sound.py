@@ -27,6 +27,7 @@ SMALLNESS = 1e-3
 
 VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
+MEL_MEAN = -8.0
 EDGE = 8  # mel frames at both ends of a piece in which the vocoder knows too little
 
 
@@ -85,6 +86,8 @@ class Vocoder(nn.Module):
         named = Tensors(seed)
         put_vocoder(named, CONFIG["vocoder"])
         self.fixed = {name: value for name, value in named.values.items() if "filter" in name}
+        first = generator.conv_pre
+        first.bias = -MEL_MEAN * first.weight.sum(axis=(1, 2))  # spectrograms as deviations from their mean
         network.bwe_generator.freeze()
         network.mel_stft.freeze()
         for _, layer in generator.named_modules():
@@ -97,18 +100,29 @@ def vocoder_loss(module: Vocoder, pair: Pair, key: mx.array) -> dict[str, mx.arr
     """Spectra at several resolutions, and the waveform itself, which can be told exactly: see ``demo_scenes``."""
     made = module.network.vocoder(pair.mel)[:, EDGE * HOP : -EDGE * HOP]
     wanted = pair.waveform[:, EDGE * HOP : -EDGE * HOP]
+    # The difference of the sides counts by itself, or both sides are learnt as one.
+    made, wanted = _with_difference(made), _with_difference(wanted)
     return {"spectral": spectral_loss(made, wanted), "wave": 10 * mx.mean(mx.abs(made - wanted))}
 
 
+def _with_difference(waveform: mx.array) -> mx.array:
+    """Left, right, and left minus right, (B, samples, 3)."""
+    return mx.concatenate([waveform, waveform[..., :1] - waveform[..., 1:]], axis=-1)
+
+
 def vocoder_batch(number: int) -> Pair:
-    """Pieces of scenes' sound with their spectrograms; silence is as likely as sound, clicks are frequent."""
+    """Pieces of scenes' sound with their spectrograms; in half of them something lands."""
     mels, waves = [], []
     for index in range(VOCODER_BATCH):
         seed = 3_000_000 + VOCODER_BATCH * number + index
         scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
         wave = demo_scenes.play(scene, RATE)
         mel = spectrogram(wave[None])
-        start = int(np.random.default_rng([seed, 74]).integers(mel.shape[1] - 1 - VOCODER_FRAMES))
+        rng, last = np.random.default_rng([seed, 74]), mel.shape[1] - 2 - VOCODER_FRAMES
+        start = int(rng.integers(last))
+        if len(scene.landings()):
+            before = rng.integers(EDGE + 2, VOCODER_FRAMES - EDGE - 6)
+            start = int(np.clip(round(rng.choice(scene.landings()) * RATE / HOP) - before, 0, last))
         mels.append(mel[:, start : start + VOCODER_FRAMES])
         waves.append(wave[None, start * HOP : (start + VOCODER_FRAMES) * HOP])
     return Pair(mx.concatenate(mels), mx.array(np.concatenate(waves)))

@@ -22,7 +22,7 @@ LOG_EVERY, SAVE_EVERY = 20, 100
 def optimization(steps: int, rate: float, average: float = 0.0) -> Optimization:
     """How every part learns: what differs is how long, how fast, and whether weights are averaged."""
     return Optimization(
-        learning_rate=rate, steps=steps, scheduler_type="cosine", warmup_steps=50, final_factor=0.05, beta2=0.98,
+        learning_rate=rate, steps=steps, scheduler_type="cosine", warmup_steps=50, final_factor=0.05, beta2=0.99,
         ema_decay=average, batch_size=1,
     )  # fmt: skip
 
