@@ -171,7 +171,9 @@ def _ways(job: Job, memory: int) -> list[tuple[str, Plan]]:
                 max(multiple, int(side * part) // multiple * multiple) for side in (job.clip.width, job.clip.height)
             ]
             made_smaller = replace(job, clip=replace(job.clip, width=size[0], height=size[1]))
-            ways.append((f"--width {size[0]} --height {size[1]}", _plan(made_smaller, memory)))
+            with suppress(UserError):  # too few rows or columns for the bands or tiles that are asked for
+                check_tiling(made_smaller)
+                ways.append((f"--width {size[0]} --height {size[1]}", _plan(made_smaller, memory)))
         frames = max(1, (job.clip.frames - 1) // 2 // vae.time_scale * vae.time_scale + 1)
         shorter = replace(job, clip=replace(job.clip, frames=frames))
         ways.append((f"--num-frames {frames}", _plan(shorter, memory)))
