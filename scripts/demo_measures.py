@@ -14,6 +14,7 @@ from demo_scenes import COLOURS, PITCHES, SHAPES, distance
 
 DIFFERENT = 45  # how far a channel of a pixel must be from the background's
 LEAST_PIXELS = 20
+MARGIN = 6  # pixels around a shape
 ANGLES = np.deg2rad(np.arange(0, 120, 10))
 SYNCHRONOUS = 0.1  # seconds
 CLICK_BAND = 1800  # Hz; tones and their overtones lie below
@@ -88,12 +89,13 @@ def shape_of(seen: Seen, looks: int = 7) -> str | None:
     rows, columns = (np.arange(H)[:, None] + 0.5) / H, (np.arange(W)[None] + 0.5) / H
     overlaps: dict[str, list[float]] = {shape: [] for shape in SHAPES}
     for index in chosen:
+        mask, middle, area = seen.masks[index], (seen.x[index], seen.y[index]), seen.area[index]
+        # only where it is, and a little around, is looked at
+        around = tuple(slice(max(0, places.min() - MARGIN), places.max() + MARGIN) for places in np.nonzero(mask))
+        inside = mask[around], rows[around[0]], columns[:, around[1]]
         for shape in SHAPES:
-            best = 0.0
-            for angle in ANGLES if shape != "circle" else ANGLES[:1]:
-                overlap = _overlap(seen.masks[index], shape, angle, rows, columns, seen, index)
-                best = max(best, overlap)
-            overlaps[shape].append(best)
+            angles = ANGLES if shape != "circle" else ANGLES[:1]
+            overlaps[shape].append(max(_overlap(*inside, shape, angle, middle, area) for angle in angles))
     return max(SHAPES, key=lambda shape: float(np.median(overlaps[shape])))
 
 
@@ -107,11 +109,17 @@ AREAS = {shape: _unit_area(shape) for shape in SHAPES}
 
 
 def _overlap(
-    mask: np.ndarray, shape: str, angle: float, rows: np.ndarray, columns: np.ndarray, seen: Seen, index: int
+    mask: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    shape: str,
+    angle: float,
+    middle: tuple[float, float],
+    area: float,
 ) -> float:
     """Intersection over union of a mask and a shape of its area at its place."""
-    radius = np.sqrt(seen.area[index] / AREAS[shape])
-    dx, dy = (columns - seen.x[index]) / radius, (rows - seen.y[index]) / radius
+    radius = np.sqrt(area / AREAS[shape])
+    dx, dy = (columns - middle[0]) / radius, (rows - middle[1]) / radius
     c, s = np.cos(angle), np.sin(angle)
     covered = distance(shape, c * dx + s * dy, c * dy - s * dx) < 0
     return float((covered & mask).sum() / (covered | mask).sum())
