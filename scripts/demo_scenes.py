@@ -41,6 +41,7 @@ MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "rotate", "bounce")
 RADII = {"small": 0.13, "medium": 0.18, "large": 0.235}  # of the picture's height
 
 TONE, QUIET_TONE, CLICK = 0.22, 0.08, 0.7
+EXTENT = 1.25  # corners and edges of shapes lie no farther than so many radii
 CLICK_PITCH, CLICK_SECONDS, CLICK_DECAY = 2500, 0.04, 0.008
 OVERTONE = 0.25  # the octave's part of a tone
 
@@ -232,12 +233,19 @@ def draw(scene: Scene, width: int = WIDTH, height: int = HEIGHT, shown: range | 
     shown = range(scene.frames) if shown is None else shown
     frames = np.empty((len(shown), height, width, 3), np.uint8)
     x, y, radius, angle = scene.place(np.array(shown) / scene.fps)
+    plain = np.rint(ground).astype(np.uint8)
     for index in range(len(shown)):
-        dx, dy = (columns - x[index]) / radius[index], (rows[:, None] - y[index]) / radius[index]
+        # only where the shape can be
+        far = EXTENT * radius[index] + 1 / height
+        top, bottom = np.searchsorted(rows, (y[index] - far, y[index] + far))
+        left, right = np.searchsorted(columns, (x[index] - far, x[index] + far))
+        near = slice(top, bottom), slice(left, right)
+        dx, dy = (columns[near[1]] - x[index]) / radius[index], (rows[near[0], None] - y[index]) / radius[index]
         c, s = np.cos(angle[index]), np.sin(angle[index])
         covered = np.clip(0.5 - distance(scene.shape, c * dx + s * dy, c * dy - s * dx) * radius[index] * height, 0, 1)
         covered = covered[..., None].astype(np.float32)
-        frames[index] = np.rint(ground + covered * (colour - ground))
+        frames[index] = plain
+        frames[index][near] = np.rint(ground[near] + covered * (colour - ground[near]))
     return frames
 
 
