@@ -28,7 +28,7 @@ TRAININGS: dict[str, Callable[[Path], Stage]] = {
         "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(2000, 1e-3)
     ),
     "vocoder": lambda folder: Stage(
-        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(4000, 3e-4, average=0.99)
+        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(4000, 6e-4, average=0.99)
     ),
     "upsampler": diffusion.upsampler_stage,
     "transformer": diffusion.transformer_stage,

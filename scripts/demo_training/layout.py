@@ -53,7 +53,12 @@ CONFIG["transformer"] |= {
     "audio_connector_num_attention_heads": HEADS,
     "audio_connector_attention_head_dim": AUDIO_HEAD,
 }
-CONFIG["vocoder"]["vocoder"] |= {"upsample_initial_channel": 128}
+# Fewer stages than published ones have, so that four channels are left at the end: two cannot tell the sides apart.
+CONFIG["vocoder"]["vocoder"] |= {
+    "upsample_initial_channel": 128,
+    "upsample_rates": [5, 4, 2, 2, 2],
+    "upsample_kernel_sizes": [11, 8, 4, 4, 4],
+}
 UPSAMPLER_CONFIG: dict[str, Any] = copy.deepcopy(make_demo.UPSAMPLER_CONFIG) | {
     "in_channels": LATENT_CHANNELS,
     "mid_channels": 64,

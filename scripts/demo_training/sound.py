@@ -28,6 +28,7 @@ SMALLNESS = 1e-3
 VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
 MEL_MEAN = -8.0
+DIFFERENCE_GAIN = 4.0  # half of the first channels begin with what the sides differ by, which is little
 EDGE = 8  # mel frames at both ends of a piece in which the vocoder knows too little
 
 
@@ -87,6 +88,10 @@ class Vocoder(nn.Module):
         put_vocoder(named, CONFIG["vocoder"])
         self.fixed = {name: value for name, value in named.values.items() if "filter" in name}
         first = generator.conv_pre
+        half, bins = first.weight.shape[0] // 2, first.weight.shape[2] // 2
+        one = first.weight[..., :bins]
+        mean, difference = mx.concatenate([one[:half]] * 2, axis=2), mx.concatenate([one[half:], -one[half:]], axis=2)
+        first.weight = mx.concatenate([mean, DIFFERENCE_GAIN * difference])
         first.bias = -MEL_MEAN * first.weight.sum(axis=(1, 2))  # spectrograms as deviations from their mean
         network.bwe_generator.freeze()
         network.mel_stft.freeze()
