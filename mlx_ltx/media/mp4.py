@@ -37,7 +37,10 @@ class SdrPicture:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, container: OutputContainer, width: int, height: int, rate: Fraction, crf: int):
-        self.stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": str(crf)})
+        options = {"preset": "veryfast", "crf": str(crf)}
+        if width % 16 or height % 16:
+            options["mbtree"] = "0"  # it reads beyond such a picture, so that bytes differ from run to run
+        self.stream = container.add_stream("libx264", rate=rate, options=options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         context = self.stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -63,12 +63,8 @@ def make_plan(job: Job, memory: int | None = None) -> Plan:
         memory: bytes of the machine; None asks it.
     """
     memory = total_memory() if memory is None else memory
-    high, low = _random_key()
-    try:
-        plan = _plan(job, memory)
-        return plan if plan.fits else replace(plan, advice=advise(plan, _ways(job, memory)))
-    finally:
-        mx.random.seed(high << 32 | low)  # new layers, which nobody evaluates, have drawn first weights
+    with _same_random_numbers():
+        return _with_advice(job, _plan(job, memory))
 
 
 class Fit(NamedTuple):
@@ -101,7 +97,13 @@ def make_fit(job: Job, memory: int | None = None) -> Fit:
     Args:
         memory: as for :func:`make_plan`.
     """
-    plan = make_plan(job, memory)
+    memory = total_memory() if memory is None else memory
+    with _same_random_numbers():
+        return _fit_job(job, memory)
+
+
+def _fit_job(job: Job, memory: int) -> Fit:
+    plan = _plan(job, memory)
     chosen: dict[str, str] = {}
     picture_ways = PICTURE_WAYS if job.model.video_vae.local_decoder else TILED_WAYS
     for phases, ways in (
@@ -116,24 +118,33 @@ def make_fit(job: Job, memory: int | None = None) -> Fit:
                 changed = job.with_changes(**chosen, **way)
                 check_quantization(changed)
                 check_tiling(changed)
-                changed_plan = make_plan(changed, memory)
+                changed_plan = _plan(changed, memory)
             except UserError:  # quantised already, layers too narrow, or too few rows for bands
                 continue
             if _fit(changed_plan, phases):
                 chosen |= way
                 job, plan = changed, changed_plan
                 break
-    return Fit(job, plan, " ".join(f"{flag(name)} {value}" for name, value in chosen.items()))
+    return Fit(job, _with_advice(job, plan), " ".join(f"{flag(name)} {value}" for name, value in chosen.items()))
 
 
 def _fit(plan: Plan, phases: Sequence[str]) -> bool:
     return all(phase.peak_bytes <= plan.limit_bytes for phase in plan.phases if phase.name in phases)
 
 
-def _random_key() -> tuple[int, int]:
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """New layers, which nobody evaluates, draw first weights; afterwards random numbers go on as if they had not."""
     state: Any = mx.random.state
     high, low = state[0].tolist()
-    return high, low
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)
+
+
+def _with_advice(job: Job, plan: Plan) -> Plan:
+    return plan if plan.fits else replace(plan, advice=advise(plan, _ways(job, plan.memory_bytes)))
 
 
 def _plan(job: Job, memory: int) -> Plan:

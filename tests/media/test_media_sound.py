@@ -179,9 +179,8 @@ def test_a_truncated_source(tmp_path):
                 copy.mux(packet)
     whole = (tmp_path / "b.mp4").read_bytes()
     (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="its sound is damaged"):
+    with pytest.raises(UserError, match="is cut off"):
         clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "b.mp4"), frames=72)
-    clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "b.mp4"))  # the first second is whole
     record(tmp_path / "a.mp3", "libmp3lame", 48000)
     whole = (tmp_path / "a.mp3").read_bytes()
     (tmp_path / "a.mp3").write_bytes(whole[: len(whole) // 2])
