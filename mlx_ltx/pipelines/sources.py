@@ -77,7 +77,6 @@ def open_source(path: Path) -> SourceClip:
             f"{path}: has a variable frame rate (about {float(info.fps):.4g} frames per second); convert it to a "
             "constant one first"
         )
-    next(read_clip(path, frames=1))
     return SourceClip(path, info, info.frames)
 
 
