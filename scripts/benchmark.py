@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -51,6 +51,7 @@ from mlx_ltx.models.transformer_block import Block, StreamState
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.models.vocoder import VocoderConfig, build_vocoder
 
+Network = TypeVar("Network", bound=nn.Module)
 PUBLISHED_CONFIGS = Path(__file__).parents[1] / "tests" / "golden" / "real_configs.json"
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 MEL_FRAMES_PER_SECOND = 100  # 16 kHz in hops of 160 samples
@@ -242,6 +243,13 @@ def on_cpu() -> bool:
 def chosen_dtype(arguments: argparse.Namespace) -> mx.Dtype:
     """As the pipelines choose: bfloat16 on the GPU, float32 on the CPU backend."""
     return DTYPES[arguments.dtype] if arguments.dtype else (mx.float32 if on_cpu() else mx.bfloat16)
+
+
+def ready(network: Network, dtype: mx.Dtype) -> Network:
+    """The network with weights of ``dtype``, made already, so that no measurement makes them."""
+    network.set_dtype(dtype)
+    mx.eval(network.parameters())
+    return network
 
 
 def dtype_name(dtype: mx.Dtype) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 import mlx_ltx
-from benchmark import MIB, WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, size
+from benchmark import MIB, WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, ready, size
 from mlx_ltx.checkpoints.gemma import read_gemma_config
 from mlx_ltx.events import MemorySeen, PhaseStarted
 from mlx_ltx.models.connectors import Connector, TextConnectors
@@ -140,11 +140,10 @@ def benchmark_text(arguments: argparse.Namespace) -> Iterator[Measurement]:
     mx.clear_cache()
     connectors = load_config(arguments, TextConnectors.from_metadata)
     for name, connector in (("video", connectors.video), ("audio", connectors.audio)):
-        one = Connector(replace(connector.config, layers=1))
-        one.set_dtype(dtype)
+        one = ready(Connector(replace(connector.config, layers=1)), dtype)
         x = mx.random.normal((1, CONNECTED, connector.config.dim)).astype(dtype)
         mask = mx.ones((1, CONNECTED))
-        mx.eval(one.parameters(), x, mask)
+        mx.eval(x, mask)
         of = f"a block of {connector.config.layers} of the {name} connector"
         yield watch.measure(f"{of}, {CONNECTED} tokens, {dtype_name(dtype)}", _evaluating(one, x, mask), 1, "blocks")
 
@@ -153,37 +152,45 @@ def _measure_layers(
     watch: Stopwatch, gemma: GemmaConfig, layers: int, tokens: list[int], dtype: mx.Dtype
 ) -> Iterator[Measurement]:
     few = replace(gemma, num_hidden_layers=layers, layer_types=gemma.layer_types[-layers:])
-    model = Gemma(few)
-    model.set_dtype(dtype)
-    mx.eval(model.parameters())
+    model = ready(Gemma(few), dtype)
 
-    def read(ids: mx.array, mask: mx.array) -> mx.array:
+    def read(ids: mx.array, mask: mx.array) -> list[mx.array]:
         return list(all_hidden_states(model, ids, mask))
 
-    for count in tokens:
-        ids = mx.random.randint(0, few.vocab_size, (1, count))
-        mask = mx.ones((1, count), mx.int32)
-        mx.eval(ids, mask)
-        series = f"{layers} of {gemma.num_hidden_layers} layers of the text model"
-        name = f"{series}, {count} tokens, {dtype_name(dtype)}"
-        measured = watch.measure(name, _evaluating(read, ids, mask), count, "tokens")
-        yield replace(measured, series=series)
+    def draw(count: int) -> mx.array:
+        return mx.random.randint(0, few.vocab_size, (1, count))
+
+    yield from _by_tokens(
+        watch, f"{layers} of {gemma.num_hidden_layers} layers of the text model", read, draw, tokens, dtype
+    )
 
 
 def _measure_features(
     watch: Stopwatch, config: FeatureConfig, tokens: list[int], dtype: mx.Dtype
 ) -> Iterator[Measurement]:
-    features = FeatureExtractor(config)
-    features.set_dtype(dtype)
-    mx.eval(features.parameters())
+    features = ready(FeatureExtractor(config), dtype)
+
+    def draw(count: int) -> list[mx.array]:
+        shape = (1, count, config.hidden_size)
+        return [mx.random.normal(shape).astype(dtype) for _ in range(config.hidden_states)]
+
+    yield from _by_tokens(watch, f"features of {config.hidden_states} hidden states", features, draw, tokens, dtype)
+
+
+def _by_tokens(
+    watch: Stopwatch,
+    series: str,
+    function: Callable[..., Any],
+    draw: Callable[[int], Any],
+    tokens: list[int],
+    dtype: mx.Dtype,
+) -> Iterator[Measurement]:
+    """A function of tokens, which ``draw`` makes, and of their mask, for several numbers of them."""
     for count in tokens:
-        states = [mx.random.normal((1, count, config.hidden_size)).astype(dtype) for _ in range(config.hidden_states)]
-        mask = mx.ones((1, count), mx.int32)
-        mx.eval(states, mask)
-        series = f"features of {config.hidden_states} hidden states"
+        given, mask = draw(count), mx.ones((1, count), mx.int32)
+        mx.eval(given, mask)
         name = f"{series}, {count} tokens, {dtype_name(dtype)}"
-        measured = watch.measure(name, _evaluating(features, states, mask), count, "tokens")
-        yield replace(measured, series=series)
+        yield replace(watch.measure(name, _evaluating(function, given, mask), count, "tokens"), series=series)
 
 
 def _evaluating(function: Callable[..., Any], *given: Any) -> Callable[[], None]:

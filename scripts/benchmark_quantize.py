@@ -28,6 +28,7 @@ from benchmark import (
     chosen_dtype,
     dtype_name,
     load_config,
+    ready,
     size,
 )
 from mlx_ltx.checkpoints.quantize import SETTINGS, Quantization, choose_formats, transformer_rules
@@ -160,8 +161,7 @@ def build_block(
         else:
             parts.append((path, weight))
     block.load_weights(parts, strict=True)
-    block.set_dtype(dtype)
-    mx.eval(block.parameters())
+    ready(block, dtype)
     mx.clear_cache()
     return block
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from benchmark import WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, stream_inputs
+from benchmark import WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, ready, stream_inputs
 from make_synthetic_checkpoint import official_names, published_config, write_checkpoint
 from mlx_ltx.checkpoints.components import load_transformer
 from mlx_ltx.checkpoints.files import SafetensorsFile
@@ -88,9 +88,7 @@ def benchmark_step(arguments: argparse.Namespace) -> Iterator[Measurement]:
 
 def _deepened(config: TransformerConfig, dtype: mx.Dtype, layers: int) -> Transformer:
     """A model whose only block comes again and again: the work of many, the memory of one."""
-    shallow = Transformer(config)
-    shallow.set_dtype(dtype)
-    mx.eval(shallow.parameters())
+    shallow = ready(Transformer(config), dtype)
     model = Transformer(replace(config, layers=layers))
     model.update(shallow.parameters())
     model.take_blocks_from(shallow.blocks * layers)

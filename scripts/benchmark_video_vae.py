@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from benchmark import MIB, WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, size
+from benchmark import MIB, WHOLE, Measurement, Stopwatch, chosen_dtype, dtype_name, load_config, ready, size
 from mlx_ltx.errors import UserError
 from mlx_ltx.memory.video_vae import band_cost, decoding_work, encoding_work
 from mlx_ltx.models.video_tiling import Tiling, decode_tiled
@@ -91,9 +91,7 @@ def benchmark_decode(arguments: argparse.Namespace) -> Iterator[Measurement]:
     clips = _clips(arguments, config)
     if "bands" in arguments.modes and arguments.bands > clips[0].rows:
         raise UserError(f"--bands {arguments.bands}: the picture has {clips[0].rows} rows of latents")
-    decoder = VideoDecoder(config)
-    decoder.set_dtype(chosen_dtype(arguments))
-    mx.eval(decoder.parameters())
+    decoder = ready(VideoDecoder(config), chosen_dtype(arguments))
     for clip in clips:
         yield from _decode(arguments, decoder, clip)
 
@@ -132,9 +130,7 @@ def benchmark_encode(arguments: argparse.Namespace) -> Iterator[Measurement]:
     """The video encoder, given a latent frame's worth of frames at a time, or all of them."""
     config = load_config(arguments, VideoVaeConfig.from_metadata)
     clips = _clips(arguments, config)
-    encoder = VideoEncoder(config)
-    encoder.set_dtype(chosen_dtype(arguments))
-    mx.eval(encoder.parameters())
+    encoder = ready(VideoEncoder(config), chosen_dtype(arguments))
     for clip in clips:
         yield from _encode(arguments, encoder, clip)
 
