@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import json
+import math
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,24 @@ def cache_home(tmp_path_factory):
 def empty_cache(cache_home):
     """No test finds what another one left."""
     shutil.rmtree(cache_home / "mlx_ltx", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def write_hollow():
+    """Write a safetensors file of bfloat16 zeros that take no room on the disk."""
+
+    def write(path: Path, shapes: dict[str, list[int]], metadata: dict[str, str] | None = None) -> None:
+        header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+        end = 0
+        for key, shape in shapes.items():
+            start, end = end, end + 2 * math.prod(shape)
+            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+        data = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(data)) + data)
+            file.truncate(8 + len(data) + end)
+
+    return write
 
 
 @pytest.fixture(scope="session")

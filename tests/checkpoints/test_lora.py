@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -465,23 +464,19 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path, metadata):
 # What fits, and what does not
 
 
-def sparse_lora(path: Path, shapes: dict[str, tuple[int, int]], rank: int = 1) -> LoraFile:
-    """A LoRA of full size whose data are a hole in the file."""
-    header: dict[str, object] = {}
-    end = 0
-    for name, (outputs, inputs) in shapes.items():
-        for role, shape in (("A", [rank, inputs]), ("B", [outputs, rank])):
-            start, end = end, end + 2 * math.prod(shape)
-            header[f"diffusion_model.{name}.lora_{role}.weight"] = {
-                "dtype": "BF16",
-                "shape": shape,
-                "data_offsets": [start, end],
-            }
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return LoraFile(path)
+@pytest.fixture
+def hollow_lora(write_hollow):
+    """Make a LoRA of full size whose data are a hole in the file."""
+
+    def make(path: Path, shapes: dict[str, tuple[int, int]]) -> LoraFile:
+        tensors = {}
+        for name, (outputs, inputs) in shapes.items():
+            for role, shape in (("A", [1, inputs]), ("B", [outputs, 1])):
+                tensors[f"diffusion_model.{name}.lora_{role}.weight"] = shape
+        write_hollow(path, tensors)
+        return LoraFile(path)
+
+    return make
 
 
 def full_size_shapes(generation: str) -> dict[str, tuple[int, int]]:
@@ -493,16 +488,16 @@ def full_size_shapes(generation: str) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_a_lora_of_all_layers_fits_the_published_model(tmp_path):
+def test_a_lora_of_all_layers_fits_the_published_model(tmp_path, hollow_lora):
     """The published distilled LoRA of LTX-2.3 has 3320 tensors."""
-    file = sparse_lora(tmp_path / "distilled.safetensors", full_size_shapes("2.3"))
+    file = hollow_lora(tmp_path / "distilled.safetensors", full_size_shapes("2.3"))
     assert (len(file.layers), len(file.file.tensors)) == (1660, 3320)
     assert check_loras([Lora(file)], TransformerConfig.from_metadata(CONFIGS["2.3"])) == []
 
 
-def test_a_lora_of_all_layers_does_not_fit_another_generation(tmp_path):
+def test_a_lora_of_all_layers_does_not_fit_another_generation(tmp_path, hollow_lora):
     path = tmp_path / "distilled.safetensors"
-    sparse_lora(path, full_size_shapes("19b"))
+    hollow_lora(path, full_size_shapes("19b"))
     message = refused(path, "2.3")
     assert "does not fit this model" in message
     assert "2 of" in message

@@ -1,9 +1,7 @@
 """What the plan says of the published LTX-2.3 on common Macs, from files that have its headers and nothing behind."""
 
 import json
-import math
 import shutil
-import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,21 +24,8 @@ def published(name: str) -> dict[str, list[int]]:
     return {key: json.loads(shape) for key, shape in (line.split("\t") for line in lines if not line.startswith("#"))}
 
 
-def write_hollow(path: Path, tensors: dict[str, list[int]], metadata: dict[str, str]) -> None:
-    """A safetensors file of bfloat16 zeros that take no room on the disk."""
-    header: dict = {"__metadata__": metadata}
-    end = 0
-    for key, shape in tensors.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    data = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(data)) + data)
-        file.truncate(8 + len(data) + end)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, write_hollow) -> Path:
     """LTX-2.3 (distilled), its upsampler and Gemma 3 12B, 71 GB in all."""
     folder = tmp_path_factory.mktemp("published")
     tensors = {key: shape for part in PARTS for key, shape in published(f"2.3_{part}").items()}
