@@ -35,6 +35,11 @@ def encode_clip(encoder: VideoEncoder, frames: Iterable[np.ndarray]) -> Iterator
     return encoder.stream(_pieces(frames, encoder.config.time_scale))
 
 
+def encode_whole(encoder: VideoEncoder, frames: Iterable[np.ndarray]) -> mx.array:
+    """The latents of :func:`encode_clip` as one, (1, F, h, w, C), lazily joined."""
+    return mx.concatenate(list(encode_clip(encoder, frames)), axis=1)
+
+
 def _pieces(frames: Iterable[np.ndarray], time_scale: int) -> Iterator[mx.array]:
     """(1, n, H, W, 3) in [-1, 1]; the first frame by itself, as it has a latent of its own."""
     source = iter(frames)

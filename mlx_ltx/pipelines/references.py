@@ -17,7 +17,7 @@ from mlx_ltx.media.color import LogCurve
 from mlx_ltx.media.exr import read_exr_clip
 from mlx_ltx.media.fit import FitMode, fit_pixels
 from mlx_ltx.media.hdr import HdrSpace
-from mlx_ltx.pipelines.encode import encode_clip
+from mlx_ltx.pipelines.encode import encode_whole
 from mlx_ltx.pipelines.job import Job
 from mlx_ltx.pipelines.run import Run
 from mlx_ltx.request import VideoInput
@@ -135,7 +135,7 @@ def _encode(
         results.append([])
         for source in sources:
             frames = reference_frames(source, clip, scale, fit, time_scale)
-            latent = mx.concatenate(list(encode_clip(encoder, _seen(job, source.path, frames))), axis=1)
+            latent = encode_whole(encoder, _seen(job, source.path, frames))
             mx.eval(latent)
             item: Conditioning = Reference(latent, source.strength, scale.size, scale.time)
             if attention is not None:

@@ -33,7 +33,7 @@ from mlx_ltx.media.images import load_image
 from mlx_ltx.models.audio_vae import DOWNSAMPLING, AudioVaeConfig
 from mlx_ltx.models.text_encoder import TextEncoder
 from mlx_ltx.models.video_vae import VideoVaeConfig
-from mlx_ltx.pipelines.encode import encode_clip
+from mlx_ltx.pipelines.encode import encode_whole
 from mlx_ltx.pipelines.job import Model, open_model
 from mlx_ltx.pipelines.sources import sound_latent
 from mlx_ltx.request import Request
@@ -254,13 +254,13 @@ class _Preparing:
                 continue
             tensors = {}
             if pictures is not None:
-                tensors["video"] = mx.concatenate(list(encode_clip(pictures, pixels)), axis=1)[0]
+                tensors["video"] = encode_whole(pictures, pixels)[0]
             if sounds is not None:
                 seconds = len(pixels) / self.config.data.frame_rate if pictures else self.config.data.audio_duration
                 grid = audio_grid(self.model.audio_vae, seconds)
                 tensors["audio"] = sound_latent(sounds, self.model.audio_vae, waveform, grid, self.dtype)[0]
             if reference is not None and pictures is not None:
-                tensors["reference"] = mx.concatenate(list(encode_clip(pictures, reference)), axis=1)[0]
+                tensors["reference"] = encode_whole(pictures, reference)[0]
             write_safetensors(self._path(item), tensors, self._metadata(item), force=True)
             mx.clear_cache()
             yield Progress(ENCODE, done, len(items))

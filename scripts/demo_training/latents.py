@@ -122,10 +122,10 @@ def _half(latent: mx.array) -> np.ndarray:
 
 
 def _normalize_sound(encoders: Encoders, latent: mx.array) -> mx.array:
-    """(T, M, C): the statistics run channel by channel, bins within a channel."""
-    T, M, C = latent.shape
-    tokens = encoders.sound.encoder.statistics.normalize(latent.transpose(0, 2, 1).reshape(T, C * M))
-    return tokens.reshape(T, C, M).transpose(0, 2, 1)
+    """(T, M, C): the statistics are those of tokens."""
+    _, grid = grids(FULL)
+    tokens = encoders.sound.encoder.statistics.normalize(grid.patchify(latent[None]))
+    return grid.unpatchify(tokens)[0]
 
 
 class EncodedScenes:
