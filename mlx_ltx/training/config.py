@@ -240,6 +240,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimization.beta2": (0, 0.999999),
     "optimization.eps": (1e-16, 1),
     "optimization.weight_decay": (0, math.inf),
+    "optimization.muon_learning_rate": (0, math.inf),
     "optimization.ema_decay": (0, 0.999999),
     "data.frame_rate": (0.01, 1000),
     "data.audio_duration": (0.1, math.inf),
@@ -300,6 +301,8 @@ def _check_together(config: TrainingConfig) -> None:
         raise UserError(f"training_strategy.with_audio: is of text_to_video, not of {strategy.name}")
     if config.is_lora and optimization.ema_decay:
         raise UserError("optimization.ema_decay: is for training_mode full; a LoRA has no moving average")
+    if config.is_lora and optimization.muon_learning_rate:
+        raise UserError("optimization.muon_learning_rate: is for training_mode full; a LoRA is trained with AdamW")
     if not config.is_lora and config.acceleration.quantization:
         raise UserError("acceleration.quantization: is for training_mode lora; quantised weights cannot be trained")
     if optimization.warmup_steps >= optimization.steps:

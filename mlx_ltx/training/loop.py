@@ -56,6 +56,7 @@ class Training:
         self.module, self.optimization, self.seed, self.compute = module, optimization, seed, compute
         self.step = 0
         self.history: list[float] = []
+        module.train()
         self.parameters: Parameters = {path: array.astype(mx.float32) for path, array in flat}
         self.optimizer = Optimizer(optimization, self.parameters)
         self.show(self.parameters)

@@ -14,15 +14,17 @@ import mlx.nn as nn
 from mlx_ltx.checkpoints.writing import write_safetensors
 from mlx_ltx.training.loop import Training
 from mlx_ltx.training.optimizer import Optimization
+from mlx_ltx.training.plot import draw_losses
 
 SEED = 1
 LOG_EVERY, SAVE_EVERY = 20, 100
 
 
-def optimization(steps: int, rate: float, average: float = 0.0) -> Optimization:
-    """How every part learns: what differs is how long, how fast, and whether weights are averaged."""
+def optimization(steps: int, rate: float, average: float = 0.0, muon: float = 0.0) -> Optimization:
+    """How every part learns: what differs is how long, how fast, by which rule, and whether weights are averaged."""
     return Optimization(
-        learning_rate=rate, steps=steps, scheduler_type="cosine", warmup_steps=50, final_factor=0.05, beta2=0.99,
+        learning_rate=rate, muon_learning_rate=muon, steps=steps, scheduler_type="cosine", warmup_steps=50,
+        final_factor=0.05, beta2=0.99,
         ema_decay=average, batch_size=1,
     )  # fmt: skip
 
@@ -46,7 +48,8 @@ class Stage:
 def train(stage: Stage, folder: Path, until: int | None = None) -> None:
     """Train up to the end, or up to a step, from the last checkpoint on; the weights follow when all steps are done.
 
-    Written to ``folder/name``: ``state.safetensors`` to go on from, ``losses.jsonl``, and ``weights.safetensors``.
+    Written to ``folder/name``: ``state.safetensors`` to go on from, ``losses.jsonl``, their picture ``loss.png``, and
+    ``weights.safetensors``.
     """
     place = folder / stage.name
     place.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,7 @@ def train(stage: Stage, folder: Path, until: int | None = None) -> None:
         if event.step % SAVE_EVERY == 0 or last:
             training.save(state)
             keep_weights(training, place)
+            draw_losses(place / "loss.png", training.history, f"demo: {stage.name}")
         if last:
             break
 

@@ -66,6 +66,7 @@ def test_numbers_as_yaml_spells_them(tmp_path):
         ("optimization.learning_rate", float("nan"), "optimization.learning_rate: must be a number"),
         ("optimization.warmup_steps", 3000, "optimization.warmup_steps: 3000 must be fewer than"),
         ("optimization.ema_decay", 0.9, "optimization.ema_decay: is for training_mode full"),
+        ("optimization.muon_learning_rate", 0.1, "optimization.muon_learning_rate: is for training_mode full"),
         ("acceleration.quantization", "q9", "acceleration.quantization: must be q8 or q6 or"),
         ("checkpoints.keep_last_n", 0, "checkpoints.keep_last_n: must be -1"),
         ("flow_matching.timestep_sampling_params", {"sigma": 1}, "timestep_sampling_params: can hold std, eps"),

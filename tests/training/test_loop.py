@@ -1,5 +1,6 @@
 """The steps of a training: what a step does, and that a resumed training is the same training."""
 
+import dataclasses
 import math
 
 import mlx.core as mx
@@ -54,11 +55,27 @@ def test_adamw_as_its_paper_has_it():
         assert parameters["p"].item() == pytest.approx(value, rel=1e-5)
 
 
+def test_muon_moves_weights_by_orthogonal_steps_and_leaves_the_rest_to_adamw():
+    settings = Optimization(learning_rate=0.5, muon_learning_rate=0.1, scheduler_type="constant", max_grad_norm=0)
+    weight = mx.random.normal((6, 8), key=mx.random.key(1))
+    parameters = {"table": mx.ones((2, 3)), "a.bias": mx.zeros(6), "a.weight": weight}
+    gradients = {name: mx.random.normal(p.shape, key=mx.random.key(2)) for name, p in parameters.items()}
+    moved, _ = Optimizer(settings, parameters).apply(0, gradients, parameters)
+    assert list(moved) == list(parameters)
+    sizes = np.linalg.svd(np.array(moved["a.weight"] - weight), compute_uv=False)
+    assert sizes == pytest.approx(np.full(6, 0.1), rel=0.35)  # as exact as five Newton-Schulz steps are
+    alone, _ = Optimizer(dataclasses.replace(settings, muon_learning_rate=0.0), parameters).apply(
+        0, gradients, parameters
+    )
+    for name in ("table", "a.bias"):
+        assert mx.array_equal(moved[name], alone[name])
+
+
 def test_gradients_are_clipped_together():
     seen = {}
     parameters = {"a": mx.zeros(2), "b": mx.zeros(1)}
     optimizer = Optimizer(Optimization(max_grad_norm=1.0), parameters)
-    optimizer._adam.apply_gradients = lambda gradients, parameters: seen.update(gradients) or parameters
+    optimizer._parts[0].optimizer.apply_gradients = lambda gradients, parameters: seen.update(gradients) or parameters
     _, norm = optimizer.apply(
         0, {"a": mx.array([3.0, 0.0]), "b": mx.array([4.0])}, {"a": mx.zeros(2), "b": mx.zeros(1)}
     )
@@ -131,10 +148,11 @@ def test_a_transformer_learns(transformer, make_batch):
 SETTINGS = Optimization(learning_rate=1e-3, steps=6, warmup_steps=2, ema_decay=0.99, gradient_accumulation_steps=2)
 
 
-def test_a_resumed_training_is_the_same(golden, make_batch, tmp_path):
+@pytest.mark.parametrize("muon", [0.0, 1e-3])
+def test_a_resumed_training_is_the_same(golden, make_batch, tmp_path, muon):
     def begin():
         model = load_transformer(SafetensorsFile(golden / "transformer_23.ckpt.safetensors"), mx.float32)
-        return Training(model, SETTINGS, seed=5)
+        return Training(model, dataclasses.replace(SETTINGS, muon_learning_rate=muon), seed=5)
 
     loss = FlowLoss(first_frame_probability=0.5)
     whole = begin()

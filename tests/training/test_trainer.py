@@ -185,6 +185,7 @@ def config_file(ready, tmp_path):
 
 def test_killed_and_resumed(ready, config_file):
     """Killed without warning between two saves, the training goes on as if nothing had been."""
+    ready["model"]["model_path"] = str(demo_folder())  # in another process, "demo" is the embedded one
     ready["lora"]["dropout"] = 0.1
     ready["optimization"] |= {"steps": 8, "gradient_accumulation_steps": 2, "warmup_steps": 3}
     ready["checkpoints"] |= {"interval": 3, "precision": "float32"}
@@ -264,6 +265,7 @@ def test_a_loss_that_is_no_number(ready, latents, tmp_path):
 
 def test_a_full_disk_keeps_what_was_stored(ready, config_file, capsys):
     """A limit on the size of files stands for the disk: weights fit under it, the state for resuming does not."""
+    ready["model"]["model_path"] = str(demo_folder())
     run(ready | {"optimization": {**ready["optimization"], "steps": 2, "scheduler_type": "constant"}})
     before = {path: path.read_bytes() for path in Path(ready["output_dir"], "checkpoints").iterdir()}
     ready["optimization"]["scheduler_type"] = "constant"
