@@ -17,6 +17,7 @@ from mlx_ltx.pipelines.run import Run, Shot
 from mlx_ltx.sampling.denoise import TextContext
 
 READ, EMBED = "read-text", "embed-text"
+SHOWN = 40  # characters of a prompt in a message
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def _read(job: Job, loaded: list[TextModel]) -> Generator[Event, None, list[_Rea
     for index, prompt in enumerate(job.unread):
         tokens = tokenizer(prompt)
         if tokens.dropped:
-            yield Warned(f"the prompt is {tokens.dropped} tokens longer than the model reads; its end is ignored")
+            text = prompt if len(prompt) <= SHOWN else prompt[:SHOWN] + "…"
+            yield Warned(f'{tokens.dropped} tokens at the end of a prompt are more than the model reads: "{text}"')
         reading = read_prompt(model, tokens.input_ids, tokens.mask)
         while True:
             try:
