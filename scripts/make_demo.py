@@ -25,6 +25,7 @@ CHECKPOINT = "ltx-2.3-demo.safetensors"
 UPSAMPLER = "spatial-upscaler-x2.safetensors"
 VERSION = "2.3.0"
 SEED = 1
+SIZE, FRAMES = (256, 192), 33  # of its clips
 LICENCE = "Apache-2.0; made by scripts/make_demo.py of mlx-ltx; untrained"
 
 # Scale, frame rates and sampling rates are those of the published models; only widths and depths are small.

@@ -4,11 +4,14 @@ import json
 import math
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+import make_demo
+from mlx_ltx.checkpoints import catalogue
 from parity import Comparison, GoldenSet, runner_for
 
 # The first call of anything in MLX compiles or loads something: no deadlines. The same examples on every machine.
@@ -24,6 +27,22 @@ def cache_home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_demo(tmp_path_factory):
+    """The folder of a smaller, untrained model, which is the demo for all tests within this process.
+
+    Most tests only need some model. The embedded one may be larger, and is named by its folder.
+    """
+    home = tmp_path_factory.mktemp("small")
+    folder = home / "weights" / "demo"
+    make_demo.make(folder)
+    entry = replace(catalogue.MODELS["demo"], default_size=make_demo.SIZE, default_frames=make_demo.FRAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "PACKAGE", home / "mlx_ltx")
+        patch.setitem(catalogue.MODELS, "demo", entry)
         yield folder
 
 
@@ -66,10 +85,10 @@ def compare_golden():
 
 
 @pytest.fixture(scope="session")
-def instruct_gemma(tmp_path_factory):
+def instruct_gemma(tmp_path_factory, small_demo):
     """The demo's Gemma folder as an instruction-tuned one: with turns in its tokeniser, and a chat template."""
     folder = tmp_path_factory.mktemp("gemma") / "tiny-it"
-    shutil.copytree(GOLDEN.parents[1] / "weights" / "demo" / "gemma", folder)
+    shutil.copytree(small_demo / "gemma", folder)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]

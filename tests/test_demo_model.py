@@ -19,7 +19,7 @@ import mlx_ltx
 from demo_weights.tensors import bfloat16, interpolation, save
 from demo_weights.vocoder import fourier_bases, low_pass
 from make_demo import CHECKPOINT, CONFIG, UPSAMPLER, UPSAMPLER_CONFIG, keeps_float32, make
-from mlx_ltx.checkpoints import components, keymaps
+from mlx_ltx.checkpoints import catalogue, components, keymaps
 from mlx_ltx.checkpoints.catalogue import MODELS, demo_folder
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.gemma import GEMMA, load_gemma
@@ -131,7 +131,8 @@ def test_dtypes_are_the_published_ones():
 
 
 @pytest.mark.parametrize("spec", ["demo", str(FOLDER), str(FOLDER / CHECKPOINT)])
-def test_it_resolves(spec):
+def test_it_resolves(spec, monkeypatch):
+    monkeypatch.setattr(catalogue, "PACKAGE", FOLDER.parents[1] / "mlx_ltx")
     files = resolve_model(spec)
     assert demo_folder() == FOLDER
     assert files.checkpoint == FOLDER / CHECKPOINT

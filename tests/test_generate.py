@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 import mlx_ltx
+from mlx_ltx.checkpoints.catalogue import demo_folder
 from mlx_ltx.generate import main
 from mlx_ltx.media.video import probe, read_frames, read_metadata
 
@@ -291,7 +292,9 @@ def test_unknown_flags_and_a_missing_prompt(capsys, tmp_path):
 
 
 def run_command(*flags: str | Path, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mlx_ltx.generate", "--prompt", "p", *map(str, flags)]
+    # Another process has the embedded demo by that name.
+    flags = [str(demo_folder() if flag == "demo" else flag) for flag in flags]
+    command = [sys.executable, "-m", "mlx_ltx.generate", "--prompt", "p", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from mlx_ltx.errors import UserError
 
+PACKAGE = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True)
 class Licence:
@@ -273,8 +275,7 @@ def demo_folder() -> Path:
     Raises:
         UserError: this installation has neither.
     """
-    package = Path(__file__).parents[1]
-    for folder in (package.parent / "weights" / "demo", package / "_demo"):
+    for folder in (PACKAGE.parent / "weights" / "demo", PACKAGE / "_demo"):
         if folder.is_dir():
             return folder
     raise UserError("demo: this installation carries no demo weights; install mlx-ltx from its wheel or repository")

@@ -110,8 +110,7 @@ def test_nothing_is_suggested_for_something_else():
 
 
 def test_the_demo_is_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
-    package = tmp_path / "mlx_ltx" / "checkpoints" / "catalogue.py"
-    monkeypatch.setattr(catalogue, "__file__", str(package))
+    monkeypatch.setattr(catalogue, "PACKAGE", tmp_path / "mlx_ltx")
     with pytest.raises(UserError, match="no demo weights"):
         demo_folder()
     (tmp_path / "mlx_ltx" / "_demo").mkdir(parents=True)

@@ -8,30 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import mlx_ltx
+from clips import RATE
 from mlx_ltx.checkpoints.catalogue import demo_folder
 from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.loading import published_shapes
 from mlx_ltx.media.audio import write_audio
-from mlx_ltx.media.video import VideoWriter, read_frames
+from mlx_ltx.media.video import VideoWriter
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 
 PREFIX = "model.diffusion_model."
-RATE = 48_000
-
-
-def make(**request):
-    """Run a request with the demo model."""
-    return mlx_ltx.run(mlx_ltx.Request(**{"model": "demo", "prompt": "a red ball", **request}))
-
-
-def frames_of(path: Path) -> np.ndarray:
-    return np.stack(list(read_frames(path)))
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return 99.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import RATE, frames_of, make, psnr
 
 import mlx_ltx
+from clips import RATE, frames_of, make, psnr
 from mlx_ltx.media.audio import read_audio
 from mlx_ltx.media.video import VideoWriter, probe
 from mlx_ltx.request import LoraInput, VideoInput

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make
 
 import mlx_ltx
+from clips import make
 from mlx_ltx.events import Finished, StepDone
 from mlx_ltx.generate import main
 from mlx_ltx.pipelines.job import prepare

@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, frames_of, make, psnr
 from PIL import Image
 
 import mlx_ltx
+from clips import RATE, frames_of, make, psnr
 from mlx_ltx.events import StepDone
 from mlx_ltx.generate import main
 from mlx_ltx.media.audio import read_audio

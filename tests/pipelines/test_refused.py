@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make
 from PIL import Image
 
 import mlx_ltx
+from clips import make
 from mlx_ltx.generate import main
 from mlx_ltx.media.video import probe
 from mlx_ltx.pipelines.job import prepare

@@ -6,9 +6,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import frames_of
 
 import mlx_ltx
+from clips import frames_of
 from mlx_ltx.checkpoints.components import load_video_decoder
 from mlx_ltx.events import Planned, Progress
 from mlx_ltx.generate import main
