@@ -38,9 +38,10 @@ BACKGROUNDS: dict[str, Colour] = {
 PITCHES = {"circle": 200, "square": 400, "triangle": 600, "star": 800}
 SHAPES = tuple(PITCHES)
 MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "rotate", "bounce")
-RADII = {"small": 0.13, "medium": 0.18, "large": 0.235}  # of the picture's height
+RADII = {"small": 0.18, "medium": 0.22, "large": 0.26}  # of the picture's height
 
 TONE, QUIET_TONE, CLICK = 0.22, 0.08, 0.7
+SILENT_END = 0.06  # seconds
 EXTENT = 1.25  # corners and edges of shapes lie no farther than so many radii
 CLICK_PITCH, CLICK_SECONDS, CLICK_DECAY = 2500, 0.04, 0.008
 OVERTONE = 0.25  # the octave's part of a tone
@@ -99,7 +100,7 @@ class Scene:
         elif self.motion in ("up", "down"):
             y += (part - 0.5) * self.reach * (1 if self.motion == "down" else -1)
         elif self.motion in ("grow", "shrink"):
-            radius = 0.08 + 0.22 * (part if self.motion == "grow" else 1 - part)
+            radius = 0.12 + 0.2 * (part if self.motion == "grow" else 1 - part)
         elif self.motion == "rotate":
             angle = 2 * np.pi * part * self.reach
         else:
@@ -178,9 +179,11 @@ def make_scene(seed: int, **fixed: str) -> Scene:
     end = other[rng.integers(len(other))] if rng.random() < 0.3 else None
     size = choose("size", tuple(RADII))
     wide, radius = WIDTH / HEIGHT, RADII[size]
-    x, y = wide / 2 + rng.uniform(-0.3, 0.3), rng.uniform(0.38, 0.62)
+    x, y = wide / 2 + rng.uniform(-0.25, 0.25), rng.uniform(0.4, 0.6)
     period, first = rng.uniform(0.55, 0.8), rng.uniform(0.15, 0.5)
     reach = rng.uniform(0.4, 0.6)
+    if motion == "bounce":
+        reach = min(reach, 0.92 - 2 * radius)
     if motion in ("left", "right"):
         reach = rng.uniform(0.75, 1.0) * (wide - 2 * radius)
         x = wide / 2
@@ -257,7 +260,8 @@ def play(scene: Scene, rate: int = SAMPLE_RATE) -> np.ndarray:
     if scene.motion in ("grow", "shrink"):
         loudness = loudness * 1.5 * radius / radius.max()
     tone = np.sin(2 * np.pi * scene.pitch * time) + OVERTONE * np.sin(4 * np.pi * scene.pitch * time)
-    edge = np.clip(np.minimum(time, time[-1] - time) / 0.02, 0, 1)  # no step at the beginning and the end
+    # No step at the beginning and the end; and an end that is before that of the last whole latent.
+    edge = np.clip(np.minimum(time, scene.duration - SILENT_END - time) / 0.02, 0, 1)
     mono = loudness * tone * edge
     decay = np.exp(-np.arange(round(CLICK_SECONDS * rate)) / rate / CLICK_DECAY)
     for landing in scene.landings():

@@ -50,7 +50,7 @@ def generate(scene: Scene, seed: int, arguments: argparse.Namespace, folder: Pat
     pipeline = {} if arguments.pipeline is None else {"pipeline": arguments.pipeline}
     request = mlx_ltx.Request(
         prompt=scene.caption, model=arguments.model, width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=seed,
-        dtype="float32", output=video, output_audio=sound, crf=8, force=True, **pipeline,
+        dtype="float32", output=video, output_audio=sound, force=True, **pipeline,
     )  # fmt: skip
     mlx_ltx.run(request)
     waveform, rate = soundfile.read(sound)

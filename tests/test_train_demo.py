@@ -41,7 +41,9 @@ def improves(stage, steps):
     return before, stage, value
 
 
-@pytest.mark.parametrize("name", ["text", "video-vae", "audio-vae", "vocoder", "upsampler", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["text", "video-vae", "audio-vae", "vocoder", "video-decoder", "upsampler", "transformer"]
+)
 def test_a_few_steps_make_it_better(name, folder, tmp_path):
     stage = train_demo.TRAININGS[name](folder)
     use_weights(stage.module, folder, name)
@@ -74,8 +76,8 @@ def test_missing_parts_are_named(tmp_path):
 def test_latents_have_about_unit_variance(folder):
     scenes = latents.EncodedScenes(folder)
     assert len(scenes) == 4
-    assert scenes.arrays["full"].shape == (4, 7, 6, 8, 32)
-    assert scenes.arrays["half"].shape == (4, 7, 3, 4, 32)
+    assert scenes.arrays["full"].shape == (4, 7, 6, 8, 64)
+    assert scenes.arrays["half"].shape == (4, 7, 3, 4, 64)
     assert scenes.arrays["audio"].shape == (4, 51, 16, 4)
     for name in ("full", "audio"):
         values = scenes.arrays[name].astype(np.float32)

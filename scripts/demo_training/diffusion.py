@@ -51,7 +51,7 @@ def upsampler_stage(folder: Path) -> Stage:
         chosen = np.random.default_rng([number, 81]).integers(len(scenes), size=UPSAMPLER_BATCH)
         return scenes.take("half", chosen), scenes.take("full", chosen)
 
-    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(1000, 1e-3))
+    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(400, 1e-3, muon=5e-3))
 
 
 def make_transformer(seed: int = 1) -> Transformer:
@@ -107,7 +107,7 @@ class BothLosses:
     """Mostly one noise level for picture and sound; now and then one for each, for sound that is given."""
 
     def __init__(self) -> None:
-        levels = NoiseLevels(uniform_prob=0.2)
+        levels = NoiseLevels(std=1.5, uniform_prob=0.2)  # wide: few-step schedules are decided near 1
         self.joint = FlowLoss(levels, FIRST_FRAME)
         self.separate = FlowLoss(levels, FIRST_FRAME, separate_sigmas=True)
 
@@ -119,4 +119,4 @@ class BothLosses:
 
 def transformer_stage(folder: Path) -> Stage:
     batches = SceneBatches(EncodedScenes(folder))
-    return Stage("transformer", make_transformer(), BothLosses(), batches, optimization(8_000, 1e-3, average=0.998))
+    return Stage("transformer", make_transformer(), BothLosses(), batches, optimization(2300, 1e-3, 0.995, muon=3e-2))

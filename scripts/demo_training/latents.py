@@ -20,7 +20,7 @@ from mlx_ltx.models.audio_vae import AudioVaeConfig
 from mlx_ltx.sampling.geometry import AudioGrid, ClipShape, VideoGrid
 from mlx_ltx.training.autoencoders import encode_sound, encode_video
 
-SCENES, AT_ONCE = 3000, 100
+SCENES, AT_ONCE = 2000, 50
 STATISTICS_SCENES = 48
 FIRST_SEED = 5_000_000
 SMALLEST_STD = 1e-3  # of a channel that says nothing

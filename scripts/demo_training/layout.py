@@ -7,10 +7,10 @@ from typing import Any
 
 import make_demo
 
-LATENT_CHANNELS = 32
+LATENT_CHANNELS = 64
 AUDIO_Z_CHANNELS = 4
 HEADS, VIDEO_HEAD, AUDIO_HEAD = 4, 48, 24
-LAYERS = 6
+LAYERS = 4
 TEXT_LENGTH = 128  # tokens and registers of a prompt
 GEMMA = make_demo.GEMMA
 
@@ -20,7 +20,7 @@ CONFIG["vae"] |= {
     "latent_channels": LATENT_CHANNELS,
     "patch_size": 8,
     "encoder_blocks": [
-        ["compress_time_res", {"multiplier": 2}],
+        ["compress_time_res", {"multiplier": 1}],
         ["compress_all_res", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
         ["compress_time_res", {"multiplier": 1}],
@@ -31,14 +31,16 @@ CONFIG["vae"] |= {
         ["res_x", {"num_layers": 1}],
         ["compress_time", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
-        ["compress_all", {"multiplier": 2}],
+        ["compress_all", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
     ],
     "encoder_base_channels": LATENT_CHANNELS,
-    "decoder_base_channels": 32,
+    "decoder_base_channels": 64,
 }
 CONFIG["audio_vae"]["model"]["params"]["ddconfig"] |= {"z_channels": AUDIO_Z_CHANNELS, "ch": 16, "ch_mult": [1, 2, 3]}
 CONFIG["transformer"] |= {
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "num_layers": LAYERS,
     "num_attention_heads": HEADS,
     "audio_num_attention_heads": HEADS,

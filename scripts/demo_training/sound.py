@@ -29,7 +29,7 @@ VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
 MEL_MEAN = -8.0
 DIFFERENCE_GAIN = 4.0  # half of the first channels begin with what the sides differ by, which is little
-EDGE = 8  # mel frames at both ends of a piece in which the vocoder knows too little
+EDGE = 8  # mel frames at the ends of a piece in which the vocoder knows too little
 
 
 class AudioAutoencoder(nn.Module):
@@ -67,10 +67,15 @@ def mel_batch(number: int) -> mx.array:
 
 
 class Pair(NamedTuple):
-    """What a vocoder is given and what it is to make of it."""
+    """What a vocoder is given and what it is to make of it.
+
+    Attributes:
+        counted: the mel frames that count; at the other ones the vocoder knows too little of what is around.
+    """
 
     mel: mx.array
     waveform: mx.array
+    counted: slice
 
 
 class Vocoder(nn.Module):
@@ -103,31 +108,38 @@ class Vocoder(nn.Module):
 
 def vocoder_loss(module: Vocoder, pair: Pair, key: mx.array) -> dict[str, mx.array]:
     """Spectra at several resolutions, and the waveform itself, which can be told exactly: see ``demo_scenes``."""
-    made = module.network.vocoder(pair.mel)[:, EDGE * HOP : -EDGE * HOP]
-    wanted = pair.waveform[:, EDGE * HOP : -EDGE * HOP]
+    counted = slice(pair.counted.start * HOP, pair.counted.stop * HOP)
+    made, wanted = module.network.vocoder(pair.mel)[:, counted], pair.waveform[:, counted]
     # The difference of the sides counts by itself, or both sides are learnt as one.
     made, wanted = _with_difference(made), _with_difference(wanted)
     return {"spectral": spectral_loss(made, wanted), "wave": 10 * mx.mean(mx.abs(made - wanted))}
 
 
 def _with_difference(waveform: mx.array) -> mx.array:
-    """Left, right, and left minus right, (B, samples, 3)."""
-    return mx.concatenate([waveform, waveform[..., :1] - waveform[..., 1:]], axis=-1)
+    """Left, right, and twice what they differ by, (B, samples, 3)."""
+    return mx.concatenate([waveform, 2 * (waveform[..., :1] - waveform[..., 1:])], axis=-1)
 
 
 def vocoder_batch(number: int) -> Pair:
-    """Pieces of scenes' sound with their spectrograms; in half of them something lands."""
+    """Pieces of scenes' sound with their spectrograms; in half of them something lands.
+
+    Every third batch has beginnings of scenes, and every third one ends.
+    """
     mels, waves = [], []
+    place = ("somewhere", "beginning", "end")[number % 3]
     for index in range(VOCODER_BATCH):
         seed = 3_000_000 + VOCODER_BATCH * number + index
         scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
         wave = demo_scenes.play(scene, RATE)
         mel = spectrogram(wave[None])
-        rng, last = np.random.default_rng([seed, 74]), mel.shape[1] - 2 - VOCODER_FRAMES
+        rng, last = np.random.default_rng([seed, 74]), len(wave) // HOP - VOCODER_FRAMES
         start = int(rng.integers(last))
-        if len(scene.landings()):
+        if place != "somewhere":
+            start = 0 if place == "beginning" else last
+        elif len(scene.landings()):
             before = rng.integers(EDGE + 2, VOCODER_FRAMES - EDGE - 6)
             start = int(np.clip(round(rng.choice(scene.landings()) * RATE / HOP) - before, 0, last))
         mels.append(mel[:, start : start + VOCODER_FRAMES])
         waves.append(wave[None, start * HOP : (start + VOCODER_FRAMES) * HOP])
-    return Pair(mx.concatenate(mels), mx.array(np.concatenate(waves)))
+    counted = slice(0 if place == "beginning" else EDGE, VOCODER_FRAMES if place == "end" else VOCODER_FRAMES - EDGE)
+    return Pair(mx.concatenate(mels), mx.array(np.concatenate(waves)), counted)
