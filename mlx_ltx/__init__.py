@@ -2,7 +2,7 @@
 
 import mlx_ltx
 
-request = mlx_ltx.Request(prompt="a red kite over dunes, wind", model="demo", output="kite.mp4")
+request = mlx_ltx.Request(prompt="A red circle moves to the right.", model="demo", output="circle.mp4")
 result = mlx_ltx.run(request)                 # or, for progress, previews and cancelling:
 for event in mlx_ltx.stream(request): ...
 """

@@ -34,7 +34,7 @@ from mlx_ltx.version import __version__
 EXAMPLES = """\
 examples:
   python -m mlx_ltx.generate --prompt "a lighthouse at dusk, waves and gulls" --output lighthouse.mp4
-  python -m mlx_ltx.generate --model demo --prompt "anything" --output demo.mp4
+  python -m mlx_ltx.generate --model demo --prompt "A red circle moves to the right." --output demo.mp4
   python -m mlx_ltx.generate --prompt "she turns and smiles" --image portrait.jpg --output smile.mp4
   python -m mlx_ltx.generate --replay lighthouse.mp4 --seed 11 --output lighthouse-11.mp4
 """

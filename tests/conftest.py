@@ -34,7 +34,7 @@ def cache_home(tmp_path_factory):
 def small_demo(tmp_path_factory):
     """The folder of a smaller, untrained model, which is the demo for all tests within this process.
 
-    Most tests only need some model. The embedded one may be larger, and is named by its folder.
+    Most tests only need some model. What the embedded one makes is tested in ``tests/demo``, by its folder.
     """
     home = tmp_path_factory.mktemp("small")
     folder = home / "weights" / "demo"

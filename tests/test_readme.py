@@ -66,8 +66,8 @@ def test_the_example_in_python_runs(tmp_path):
         [sys.executable, "-c", example], cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
-    assert (tmp_path / "kite.mp4").stat().st_size > 1000
-    assert "kite.mp4: " in run.stdout
+    assert (tmp_path / "circle.mp4").stat().st_size > 1000
+    assert "circle.mp4: " in run.stdout
     assert " step 1 of " in run.stdout
 
 

@@ -226,9 +226,9 @@ MODELS: dict[str, ModelEntry] = {
             transformer_nbytes=0,
             pipelines=("distilled", "one-stage"),
             licence=APACHE_LICENCE,
-            default_size=(256, 192),
-            default_frames=33,
-            note="comes with the package; shows that everything works, not what LTX-2 can do",
+            default_size=(128, 96),
+            default_frames=49,
+            note="comes with the package; draws coloured shapes that move, with sound",
         ),
     )
 }
