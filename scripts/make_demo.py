@@ -1,6 +1,6 @@
-"""Make the embedded demo: a complete, tiny, untrained LTX-2.3 checkpoint in the official layout.
+"""Make the small model that most tests use: a complete, untrained LTX-2.3 checkpoint in the official layout.
 
-    python scripts/make_demo.py [--output weights/demo] [--seed 1]
+    python scripts/make_demo.py FOLDER [--seed 1]
 
 Needs only what the package itself needs. The same script and seed give the same bytes.
 """
@@ -20,7 +20,6 @@ from demo_weights.tensors import Tensors, save
 from demo_weights.text import gemma_config, put_gemma, save_tokenizer, write_json
 from demo_weights.vocoder import put_vocoder
 
-FOLDER = Path(__file__).parents[1] / "weights" / "demo"
 CHECKPOINT = "ltx-2.3-demo.safetensors"
 UPSAMPLER = "spatial-upscaler-x2.safetensors"
 VERSION = "2.3.0"
@@ -265,7 +264,7 @@ def keeps_float32(name: str) -> bool:
 
 
 def make(folder: Path, seed: int = SEED) -> None:
-    """Write the whole demo into ``folder``."""
+    """Write all files into ``folder``."""
     shared = {"model_version": VERSION, "license": LICENCE}
     metadata = {**shared, "config": json.dumps(CONFIG)}
     save(folder / CHECKPOINT, checkpoint(seed), metadata, keeps_float32)
@@ -277,7 +276,7 @@ def make(folder: Path, seed: int = SEED) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--output", type=Path, default=FOLDER)
+    parser.add_argument("output", type=Path, metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     make(arguments.output, arguments.seed)

@@ -1,1 +1,1 @@
-"""Seeded weights of the embedded demo, one module per part; ``scripts/make_demo.py`` puts them together."""
+"""Seeded weights of the small untrained model, one module per part; ``scripts/make_demo.py`` puts them together."""

@@ -23,7 +23,6 @@ from mlx_ltx.checkpoints.recognise import is_checkpoint, is_gemma_folder
 from mlx_ltx.checkpoints.resolve import resolve_model
 from mlx_ltx.errors import UserError
 
-DEMO = demo_folder() / "ltx-2.3-demo.safetensors"
 FP8 = Path(__file__).parents[1] / "golden" / "transformer_23_fp8.ckpt.safetensors"
 SETTING = Quantization.parse("q4", 32)
 DIT = "model.diffusion_model."
@@ -36,10 +35,14 @@ def write(source: SafetensorsFile | Path, folder: Path, setting: Quantization = 
     return Pack(folder)
 
 
+def demo_file():
+    return demo_folder() / "ltx-2.3-demo.safetensors"
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packs") / "ltx-2.3-demo-q4"
-    write(DEMO, folder)
+    write(demo_file(), folder)
     return folder
 
 
@@ -71,8 +74,8 @@ def left_over(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["q8", "q6", "q5", "q4", "mxfp8", "mxfp4", "nvfp4"])
 def test_a_pack_comes_back_as_quantised_on_load(tmp_path, name, dtype):
     setting = Quantization.parse(name, 32 if name.startswith("q") else None)
-    reloaded = components.load_transformer(write(DEMO, tmp_path / name, setting), dtype)
-    on_load = components.load_transformer(SafetensorsFile(DEMO), dtype, quantization=setting)
+    reloaded = components.load_transformer(write(demo_file(), tmp_path / name, setting), dtype)
+    on_load = components.load_transformer(SafetensorsFile(demo_file()), dtype, quantization=setting)
     assert same(reloaded, on_load)
     assert any(isinstance(layer, nn.QuantizedLinear) for _, layer in reloaded.named_modules())
 
@@ -88,7 +91,7 @@ def test_an_fp8_checkpoint_as_a_pack(tmp_path, monkeypatch):
 
 
 def test_a_pack_holds_everything_else_as_it_was(made):
-    source, pack = SafetensorsFile(DEMO), Pack(made)
+    source, pack = SafetensorsFile(demo_file()), Pack(made)
     kept = source.tensors.keys() & pack.tensors.keys()
     packed = {key.removesuffix(".scales") for key in pack.tensors if key.endswith(".scales")}
     assert source.tensors.keys() - kept == set()
@@ -107,11 +110,11 @@ def test_a_pack_holds_everything_else_as_it_was(made):
 
 
 def test_metadata_come_along(made):
-    source, pack = SafetensorsFile(DEMO), Pack(made)
+    source, pack = SafetensorsFile(demo_file()), Pack(made)
     assert pack.config == source.config
     assert pack.version == source.version == (2, 3, 0)
     assert pack.metadata["license"] == source.metadata["license"]
-    assert pack.origin == DEMO.name
+    assert pack.origin == demo_file().name
     assert is_checkpoint(pack)
 
 
@@ -133,14 +136,14 @@ def test_the_files_are_those_of_mlx_lm(made):
 
 def test_shards_stay_below_their_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(packs, "MAX_SHARD_BYTES", 500_000)
-    pack = write(DEMO, tmp_path / "pack")
+    pack = write(demo_file(), tmp_path / "pack")
     sizes = [shard.path.stat().st_size for shard in pack.shards]
     assert 8 < len(sizes) < 20
     assert pack.shards[2].path.name == f"model-00003-of-{len(sizes):05}.safetensors"
     for shard in pack.shards:
         data = sum(info.nbytes for info in shard.tensors.values())
         assert data <= 500_000 or len(shard.tensors) == 1
-    on_load = components.load_transformer(SafetensorsFile(DEMO), quantization=SETTING)
+    on_load = components.load_transformer(SafetensorsFile(demo_file()), quantization=SETTING)
     assert same(components.load_transformer(pack), on_load)
 
 
@@ -150,13 +153,13 @@ def test_tensors_that_are_shared_out():
 
 
 def test_progress_counts_every_byte(tmp_path):
-    seen = list(write_pack(SafetensorsFile(DEMO), tmp_path / "pack", SETTING))
+    seen = list(write_pack(SafetensorsFile(demo_file()), tmp_path / "pack", SETTING))
     assert [step.done for step in seen] == sorted(step.done for step in seen)
     assert seen[-1].done == seen[-1].total == sum(info.nbytes for info in Pack(tmp_path / "pack").tensors.values())
 
 
 def test_one_tensor_at_a_time_is_in_memory(tmp_path):
-    source = SafetensorsFile(DEMO)
+    source = SafetensorsFile(demo_file())
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -198,7 +201,7 @@ def test_what_it_was_made_from_chooses_the_pipeline(pack, no_hub, origin, distil
 
 
 def test_a_checkpoint_beside_a_pack_is_one_too_many(pack, no_hub):
-    shutil.copy(DEMO, pack / "other.safetensors")
+    shutil.copy(demo_file(), pack / "other.safetensors")
     with pytest.raises(UserError, match="holds several checkpoints"):
         resolve_model(str(pack))
 
@@ -211,7 +214,7 @@ def test_nothing_is_overwritten(made, tmp_path):
     for taken in (made, tmp_path / "taken"):
         before = left_over(taken)
         with pytest.raises(UserError, match="already exists; give a new name"):
-            write(DEMO, taken)
+            write(demo_file(), taken)
         assert left_over(taken) == before
 
 
@@ -228,9 +231,9 @@ def test_what_is_quantised_is_not_quantised_again(made, tmp_path):
 def test_only_whole_checkpoints_become_packs(tmp_path):
     with pytest.raises(UserError, match="looks like a latent upsampler"):
         write(demo_folder() / "spatial-upscaler-x2.safetensors", tmp_path / "pack")
-    loaded = mx.load(str(DEMO))
+    loaded = mx.load(str(demo_file()))
     del loaded[f"{DIT}transformer_blocks.1.attn1.to_q.weight"]
-    mx.save_safetensors(str(tmp_path / "torn.safetensors"), loaded, SafetensorsFile(DEMO).metadata)
+    mx.save_safetensors(str(tmp_path / "torn.safetensors"), loaded, SafetensorsFile(demo_file()).metadata)
     with pytest.raises(UserError, match=r"1 missing \(blocks.1.video.attn1.to_q.weight\)"):
         write(tmp_path / "torn.safetensors", tmp_path / "pack")
     assert left_over(tmp_path) == ["torn.safetensors"]
@@ -240,7 +243,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)._replace(free=40_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"needs 0.1 GB, but only 0.0 GB are free there"):
-        write(DEMO, tmp_path / "new" / "pack")
+        write(demo_file(), tmp_path / "new" / "pack")
     assert left_over(tmp_path) == []
 
 
@@ -257,13 +260,13 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, monkeypatch, at):
 
     monkeypatch.setattr(packs, "write_array", full)
     with pytest.raises(UserError, match="the disk is full; nothing was kept") as caught:
-        write(DEMO, tmp_path / "pack")
+        write(demo_file(), tmp_path / "pack")
     assert "\n" not in str(caught.value)
     assert left_over(tmp_path) == []
 
 
 def test_stopping_leaves_nothing_behind(tmp_path):
-    steps = write_pack(SafetensorsFile(DEMO), tmp_path / "pack", SETTING)
+    steps = write_pack(SafetensorsFile(demo_file()), tmp_path / "pack", SETTING)
     next(steps)
     assert len(left_over(tmp_path)) == 1
     steps.close()
@@ -348,7 +351,7 @@ def test_the_command(tmp_path, capsys):
     assert err.splitlines()[-1] == "6 MB of 6 MB, shard 1 of 1"
     assert same(
         components.load_transformer(Pack(target)),
-        components.load_transformer(SafetensorsFile(DEMO), quantization=SETTING),
+        components.load_transformer(SafetensorsFile(demo_file()), quantization=SETTING),
     )
 
 
