@@ -26,7 +26,7 @@ TRAININGS: dict[str, Callable[[Path], Stage]] = {
         "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(2200, 5e-4, 0.99, muon=5e-3)
     ),
     "audio-vae": lambda folder: Stage(
-        "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(2000, 1e-3)
+        "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(1500, 1e-3, muon=5e-3)
     ),
     "vocoder": lambda folder: Stage(
         "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(1400, 1e-3, 0.99, muon=5e-3)

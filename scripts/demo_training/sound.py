@@ -24,11 +24,12 @@ FRAMES = 101  # mel frames of a training piece: 26 latents
 BATCH = 2
 NOISE = 0.1
 SMALLNESS = 1e-3
+SIDES_WEIGHT = 4.0
 
 VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
 MEL_MEAN = -8.0
-DIFFERENCE_GAIN = 4.0  # half of the first channels begin with what the sides differ by, which is little
+DIFFERENCE_GAIN = 6.0
 EDGE = 8  # mel frames at the ends of a piece in which the vocoder knows too little
 
 
@@ -40,15 +41,33 @@ class AudioAutoencoder(nn.Module):
         self.encoder, self.decoder = AudioEncoder(config), AudioDecoder(config)
         for side in (self.encoder, self.decoder):
             side.statistics.freeze()
+        first = self.encoder.conv_in.conv
+        first.weight = _half_of_differences(first.weight)
         self.decoder.conv_out.conv.bias = mx.full((config.audio_channels,), -9.0)  # most bins are silent
 
 
+def _half_of_differences(weight: mx.array) -> mx.array:
+    """A first layer's weight (outputs, ..., inputs), whose inputs are those of the left and then those of the right.
+
+    Half of its outputs see the mean of the sides, and half what they differ by, enlarged: it is little.
+    """
+    half, inputs = weight.shape[0] // 2, weight.shape[-1] // 2
+    one = weight[..., :inputs]
+    mean = mx.concatenate([one[:half]] * 2, axis=-1)
+    difference = mx.concatenate([one[half:], -one[half:]], axis=-1)
+    return mx.concatenate([mean, DIFFERENCE_GAIN * difference])
+
+
 def sound_loss(module: AudioAutoencoder, mel: mx.array, key: mx.array) -> dict[str, mx.array]:
-    """Of log-mel spectrograms (B, T, bins, 2); noise and smallness as for the video autoencoder."""
+    """Of log-mel spectrograms (B, T, bins, 2); noise and smallness as for the video autoencoder.
+
+    What the sides differ by counts by itself and more: it is little, and would be left out.
+    """
     latent = encode_sound(module.encoder, mel).mean
     error = module.decoder(latent + NOISE * mx.random.normal(latent.shape, key=key)) - mel
     sound = mx.mean(mx.abs(error)) + 0.5 * mx.mean(mx.square(error))
-    return {"sound": sound, "size": SMALLNESS * mx.mean(mx.square(latent))}
+    sides = SIDES_WEIGHT * mx.mean(mx.abs(error[..., 0] - error[..., 1]))
+    return {"sound": sound, "sides": sides, "size": SMALLNESS * mx.mean(mx.square(latent))}
 
 
 def spectrogram(waveform: np.ndarray) -> mx.array:
@@ -93,10 +112,7 @@ class Vocoder(nn.Module):
         put_vocoder(named, CONFIG["vocoder"])
         self.fixed = {name: value for name, value in named.values.items() if "filter" in name}
         first = generator.conv_pre
-        half, bins = first.weight.shape[0] // 2, first.weight.shape[2] // 2
-        one = first.weight[..., :bins]
-        mean, difference = mx.concatenate([one[:half]] * 2, axis=2), mx.concatenate([one[half:], -one[half:]], axis=2)
-        first.weight = mx.concatenate([mean, DIFFERENCE_GAIN * difference])
+        first.weight = _half_of_differences(first.weight)
         first.bias = -MEL_MEAN * first.weight.sum(axis=(1, 2))  # spectrograms as deviations from their mean
         network.bwe_generator.freeze()
         network.mel_stft.freeze()
