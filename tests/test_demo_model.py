@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 import make_demo
 import mlx_ltx
+from clips import frames_of
 from demo_training import layout
 from demo_weights.tensors import bfloat16, interpolation, save
 from demo_weights.vocoder import fourier_bases, low_pass
@@ -30,7 +31,6 @@ from mlx_ltx.checkpoints.files import SafetensorsFile
 from mlx_ltx.checkpoints.gemma import GEMMA, load_gemma
 from mlx_ltx.checkpoints.resolve import resolve_model
 from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
-from mlx_ltx.media.video import read_frames
 from mlx_ltx.pipelines.job import prepare
 
 FOLDER = Path(__file__).parents[1] / "weights" / "demo"
@@ -202,7 +202,7 @@ def generate(folder, prompt, **changes):
     mlx_ltx.run(request)
     waveform, rate = soundfile.read(folder / "clip.wav")
     assert rate == 48_000
-    return np.stack(list(read_frames(folder / "clip.mp4"))).astype(float), waveform
+    return frames_of(folder / "clip.mp4").astype(float), waveform
 
 
 def test_clips_have_shapes_and_a_quiet_sound_and_follow_the_prompt(tmp_path):

@@ -41,9 +41,7 @@ def improves(stage, steps):
     return before, stage, value
 
 
-@pytest.mark.parametrize(
-    "name", ["text", "video-vae", "audio-vae", "vocoder", "video-decoder", "upsampler", "transformer"]
-)
+@pytest.mark.parametrize("name", train_demo.TRAININGS)
 def test_a_few_steps_make_it_better(name, folder, tmp_path):
     stage = train_demo.TRAININGS[name](folder)
     use_weights(stage.module, folder, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +66,14 @@ class Optimization:
         return self.final_factor + (1 - self.final_factor) * left
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Part:
     """An optimizer of MLX with the parameters that it moves, and its highest learning rate."""
 
     prefix: str  # of its state's names
     optimizer: optim.Optimizer
     rate: float
-    paths: Collection[str]
+    paths: set[str]
 
     def of(self, arrays: Parameters) -> Parameters:
         return {path: arrays[path] for path in arrays if path in self.paths}
@@ -95,11 +95,13 @@ class Optimizer:
             settings.weight_decay,
             bias_correction=True,
         )
-        self._parts = [_Part("optimizer/", adam, settings.learning_rate, parameters.keys())]
+        weights: set[str] = set()
         if settings.muon_learning_rate:
             weights = {path for path, p in parameters.items() if path.endswith(".weight") and p.ndim > 1}
+        # Sets, not views: a view would keep the first parameters in memory.
+        self._parts = [_Part("optimizer/", adam, settings.learning_rate, parameters.keys() - weights)]
+        if weights:
             muon = optim.Muon(settings.muon_learning_rate, weight_decay=0.0)
-            self._parts[0].paths = parameters.keys() - weights
             self._parts.append(_Part("muon/", muon, settings.muon_learning_rate, weights))
         for part in self._parts:
             part.optimizer.init(part.of(parameters))

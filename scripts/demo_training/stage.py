@@ -24,8 +24,7 @@ def optimization(steps: int, rate: float, average: float = 0.0, muon: float = 0.
     """How every part learns: what differs is how long, how fast, by which rule, and whether weights are averaged."""
     return Optimization(
         learning_rate=rate, muon_learning_rate=muon, steps=steps, scheduler_type="cosine", warmup_steps=50,
-        final_factor=0.05, beta2=0.99,
-        ema_decay=average, batch_size=1,
+        final_factor=0.05, beta2=0.99, ema_decay=average, batch_size=1,
     )  # fmt: skip
 
 

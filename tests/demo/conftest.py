@@ -1,6 +1,7 @@
 """Clips of the embedded demo, which is trained: what they show is told from pixels and samples."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ import soundfile
 import mlx_ltx
 from clips import frames_of
 from demo_measures import Seen, look
-from demo_scenes import FPS, HEIGHT, SAMPLE_RATE, WIDTH, Scene, draw, play
+from demo_scenes import FPS, FRAMES, HEIGHT, SAMPLE_RATE, WIDTH, Scene, draw, play
 from mlx_ltx.events import Warned
 from mlx_ltx.media.video import VideoWriter
 
 EMBEDDED = Path(__file__).parents[2] / "weights" / "demo"
-FRAMES = 49
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Clip:
     frames: np.ndarray
     waveform: np.ndarray
 
-    @property
+    @cached_property
     def seen(self) -> Seen:
         return look(self.frames)
 

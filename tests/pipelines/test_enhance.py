@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mlx_ltx.pipelines.enhance as enhancing
+from clips import frames_of
 from mlx_ltx.checkpoints.chat import load_chat
 from mlx_ltx.checkpoints.gemma import load_gemma
 from mlx_ltx.checkpoints.gemma_vision import NoVision
 from mlx_ltx.errors import UserError
 from mlx_ltx.events import Finished, PhaseStarted, Planned, Progress, PromptEnhanced, TextStreamed, Warned
-from mlx_ltx.media.video import read_frames, read_metadata
+from mlx_ltx.media.video import read_metadata
 from mlx_ltx.pipelines.enhance import ENHANCE, LIMIT, Cleaner, SeenImage, enhance, enhance_only, look
 from mlx_ltx.pipelines.instructions import IMAGE_INSTRUCTIONS, TEXT_INSTRUCTIONS
 from mlx_ltx.pipelines.job import prepare
@@ -187,7 +188,7 @@ def test_a_clip_is_made_from_the_enhanced_prompt_and_replays_without_enhancing(
     assert read_metadata(tmp_path / "b.mp4")["original_prompt"] == PROMPT
     plain = a_request(instruct_gemma, tmp_path / "c.mp4")
     assert isinstance([*prepare(plain).run()][-1], Finished)
-    clips = [np.stack(list(read_frames(tmp_path / f"{name}.mp4"))) for name in "abc"]
+    clips = [frames_of(tmp_path / f"{name}.mp4") for name in "abc"]
     assert np.array_equal(clips[0], clips[1])
     assert not np.array_equal(clips[0], clips[2])  # another prompt, another clip
 
