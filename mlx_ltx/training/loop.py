@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -40,8 +39,6 @@ class Training:
         optimization: how.
         seed: everything random in a step follows from it and the step's number.
         compute: the dtype in which trainable parameters meet activations. Frozen ones stay as they are.
-        side_by_side: compute the accumulated batches of a step at the same time, each on a CPU thread of its own: for
-            small networks on the CPU backend, most of whose operations use one core. Takes their memory together.
 
     Attributes:
         step: how many steps have been made.
@@ -50,12 +47,7 @@ class Training:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        optimization: Optimization,
-        seed: int = 0,
-        compute: mx.Dtype = mx.float32,
-        side_by_side: bool = False,
+        self, module: nn.Module, optimization: Optimization, seed: int = 0, compute: mx.Dtype = mx.float32
     ) -> None:
         flat = tree_flatten(module.trainable_parameters())
         assert isinstance(flat, list)
@@ -64,8 +56,6 @@ class Training:
         self.module, self.optimization, self.seed, self.compute = module, optimization, seed, compute
         self.step = 0
         self.history: list[float] = []
-        count = optimization.gradient_accumulation_steps
-        self._streams = [mx.new_stream(mx.cpu) for _ in range(count)] if side_by_side and count > 1 else []
         module.train()
         self.parameters: Parameters = {path: array.astype(mx.float32) for path, array in flat}
         self.optimizer = Optimizer(optimization, self.parameters)
@@ -101,13 +91,10 @@ class Training:
         gradients: Parameters = {}
         losses: dict[str, mx.array] = {}
         for number in range(self.step * count, (self.step + 1) * count):
-            with mx.stream(self._streams[number % count]) if self._streams else nullcontext():
-                (_, parts), found = gradient_of(self.parameters, number)
+            (_, parts), found = gradient_of(self.parameters, number)
             gradients = _added(gradients, found, 1 / count)
             losses = _added(losses, parts, 1 / count)
-            if not self._streams:
-                mx.eval(gradients, losses)
-        mx.eval(gradients, losses)
+            mx.eval(gradients, losses)
         parameters, norm = self.optimizer.apply(self.step, gradients, self.parameters)
         values = {name: float(value.item()) for name, value in losses.items()}  # type: ignore[arg-type]
         gradient_norm = float(norm.item())  # type: ignore[arg-type]

@@ -170,16 +170,6 @@ def test_a_resumed_training_is_the_same(golden, make_batch, tmp_path, muon):
         assert mx.allclose(second.result[path], expected, rtol=1e-5, atol=1e-7), path
 
 
-def test_batches_computed_side_by_side_give_the_same(golden, make_batch):
-    histories = []
-    for side_by_side in (False, True):
-        model = load_transformer(SafetensorsFile(golden / "transformer_23.ckpt.safetensors"), mx.float32)
-        training = Training(model, SETTINGS, seed=5, side_by_side=side_by_side)
-        list(training.run(FlowLoss(first_frame_probability=0.5), make_batch))
-        histories.append(training.history)
-    assert histories[0] == pytest.approx(histories[1], rel=1e-5)
-
-
 def test_what_cannot_be_resumed(tmp_path):
     path = tmp_path / "state.safetensors"
     training = Training(Line(), SETTINGS)
