@@ -5,8 +5,7 @@
 
 Killed at any moment, the same command goes on from the last checkpoint; ``--steps`` stops earlier, to go on later.
 The parts in order: ``text``, ``video-vae``, ``audio-vae``, ``vocoder``, ``latents`` (all scenes encoded once),
-``video-decoder`` (the decoder goes on by itself), ``upsampler``, ``transformer``, and ``pack``, which writes the files
-of the demo.
+``upsampler``, ``transformer``, and ``pack``, which writes the files of the demo.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from demo_training.stage import Stage, optimization, train
 TRAININGS: dict[str, Callable[[Path], Stage]] = {
     "text": lambda folder: Stage("text", text.TextSide(), text.loss, text.batch, optimization(300, 1.5e-3)),
     "video-vae": lambda folder: Stage(
-        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(2200, 5e-4, 0.99, muon=5e-3)
+        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(4500, 5e-4, 0.99, muon=5e-3)
     ),
     "audio-vae": lambda folder: Stage(
         "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(1500, 1e-3, muon=5e-3)
@@ -31,11 +30,10 @@ TRAININGS: dict[str, Callable[[Path], Stage]] = {
     "vocoder": lambda folder: Stage(
         "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(1400, 1e-3, 0.99, muon=5e-3)
     ),
-    "video-decoder": video.decoder_stage,
     "upsampler": diffusion.upsampler_stage,
     "transformer": diffusion.transformer_stage,
 }
-ORDER = ("text", "video-vae", "audio-vae", "vocoder", "latents", "video-decoder", "upsampler", "transformer", "pack")
+ORDER = ("text", "video-vae", "audio-vae", "vocoder", "latents", "upsampler", "transformer", "pack")
 
 
 def run(stage: str, folder: Path, steps: int | None, scenes: int) -> None:

@@ -96,6 +96,16 @@ def test_captions_are_left_out_now_and_then(folder, monkeypatch):
     assert 2 < replaced < 20
 
 
+def test_the_packed_vocoder_makes_each_side_of_its_own_spectrogram():
+    vocoder = sound.Vocoder()
+    mel = -8 + 2 * mx.random.normal((1, 12, 64, 2), key=mx.random.key(1))
+    whole = sound.both_sides(vocoder)(mel)
+    for side in range(2):
+        alone = vocoder.generator(mel[..., side : side + 1])
+        assert mx.abs(alone).max() > 0.01
+        assert mx.allclose(whole[..., side : side + 1], alone, atol=1e-6)
+
+
 def test_what_is_packed_loads_and_makes_a_clip(folder, tmp_path):
     demo = folder / "demo"
     tokenizer = load_tokenizer(demo / "gemma", read_json(demo / "gemma" / "config.json"))

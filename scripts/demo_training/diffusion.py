@@ -18,8 +18,9 @@ from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
 
 UPSAMPLER_BATCH = 4
-# Half-size clips are cheap and say all about content; every fourth batch is for the second stage and for one stage.
-HALF_BATCH, FULL_BATCH, FULL_EVERY = 16, 4, 4
+# A step has a batch of half-size clips, which are cheap and say all about content, and one for the second stage and for
+# one stage alone; they take the same time.
+HALF_BATCH, FULL_BATCH = 12, 3
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
 SEPARATE_EVERY = 7  # batches in which picture and sound have noise levels of their own
@@ -81,9 +82,9 @@ class SceneBatches:
         self.grids = {"half": grids(FULL.halved()), "full": grids(FULL)}
 
     def __call__(self, number: int) -> Batch:
-        size = "full" if number % FULL_EVERY == FULL_EVERY - 1 else "half"
+        size, count = (("half", HALF_BATCH), ("full", FULL_BATCH))[number % 2]
         rng = np.random.default_rng([number, 82])
-        chosen = rng.integers(len(self.scenes), size=FULL_BATCH if size == "full" else HALF_BATCH)
+        chosen = rng.integers(len(self.scenes), size=count)
         video_grid, audio_grid = self.grids[size]
         left_out = rng.random(len(chosen))
         texts = [self._text(f"text.{stream}", chosen, left_out) for stream in ("video", "audio")]
@@ -119,4 +120,5 @@ class BothLosses:
 
 def transformer_stage(folder: Path) -> Stage:
     batches = SceneBatches(EncodedScenes(folder))
-    return Stage("transformer", make_transformer(), BothLosses(), batches, optimization(2300, 1e-3, 0.995, muon=3e-2))
+    settings = optimization(6000, 1e-3, 0.995, muon=3e-2, batches=2)
+    return Stage("transformer", make_transformer(), BothLosses(), batches, settings)

@@ -20,13 +20,16 @@ CONFIG["vae"] |= {
     "latent_channels": LATENT_CHANNELS,
     "patch_size": 8,
     "encoder_blocks": [
+        ["res_x", {"num_layers": 1}],
         ["compress_time_res", {"multiplier": 1}],
+        ["res_x", {"num_layers": 1}],
         ["compress_all_res", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
         ["compress_time_res", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
     ],
     "decoder_blocks": [
+        ["res_x", {"num_layers": 1}],
         ["compress_time", {"multiplier": 1}],
         ["res_x", {"num_layers": 1}],
         ["compress_time", {"multiplier": 1}],
@@ -55,7 +58,7 @@ CONFIG["transformer"] |= {
     "audio_connector_num_attention_heads": HEADS,
     "audio_connector_attention_head_dim": AUDIO_HEAD,
 }
-# Fewer stages than published ones have, so that four channels are left at the end: two cannot tell the sides apart.
+# Fewer stages than published ones have, so that four channels are left at the end, two for each side.
 CONFIG["vocoder"]["vocoder"] |= {
     "upsample_initial_channel": 128,
     "upsample_rates": [5, 4, 2, 2, 2],

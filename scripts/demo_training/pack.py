@@ -56,7 +56,7 @@ def pack(folder: Path, target: Path) -> dict[str, int]:
     side, vocoder, transformer, upsampler = text.TextSide(), sound.Vocoder(), make_transformer(), Upsampler(folder)
     for name, module in (
         ("text", side), ("vocoder", vocoder), ("upsampler", upsampler), ("transformer", transformer),
-        ("video-vae", encoders.video), ("video-decoder", encoders.video), ("audio-vae", encoders.sound),
+        ("video-vae", encoders.video), ("audio-vae", encoders.sound),
     ):  # fmt: skip
         steps[name] = use_weights(module, folder, name)
     # 1. every tensor by its published name
@@ -83,7 +83,7 @@ def pack(folder: Path, target: Path) -> dict[str, int]:
             (keymaps.VIDEO_DECODER, encoders.video.decoder),
             (keymaps.AUDIO_ENCODER, encoders.sound.encoder),
             (keymaps.AUDIO_DECODER, encoders.sound.decoder),
-            (generator, vocoder.network.vocoder),
+            (generator, sound.both_sides(vocoder)),
         ],
     )
     # 3. files

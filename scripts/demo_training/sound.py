@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 import demo_scenes
 from demo_training.layout import CONFIG
-from demo_weights.tensors import Tensors
-from demo_weights.vocoder import put_vocoder
+from demo_weights.vocoder import low_pass
 from mlx_ltx.models.audio_vae import AudioDecoder, AudioEncoder, AudioVaeConfig
 from mlx_ltx.models.mel import MelSpectrogram
-from mlx_ltx.models.vocoder import ExtendedVocoder, VocoderConfig, build_vocoder
+from mlx_ltx.models.vocoder import EDGE_KERNEL, MEL_BINS, Generator, VocoderConfig
 from mlx_ltx.training.autoencoders import encode_sound
 from mlx_ltx.training.sound_losses import spectral_loss
 
@@ -25,11 +26,11 @@ BATCH = 2
 NOISE = 0.1
 SMALLNESS = 1e-3
 SIDES_WEIGHT = 4.0
+DIFFERENCE_GAIN = 6.0
 
 VOCODER_FRAMES = 50
 VOCODER_BATCH = 4
 MEL_MEAN = -8.0
-DIFFERENCE_GAIN = 6.0
 EDGE = 8  # mel frames at the ends of a piece in which the vocoder knows too little
 
 
@@ -98,42 +99,52 @@ class Pair(NamedTuple):
 
 
 class Vocoder(nn.Module):
-    """The generator at 16 kHz is trained. The extension's generator adds nothing: scenes have nothing above 8 kHz."""
+    """The generator at 16 kHz for one side of the sound, of half the width: :func:`both_sides` makes the whole of it.
+
+    Only what a side's own spectrogram says goes into it, so what the sides differ by is kept without being learnt. The
+    extension's generator adds nothing: scenes have nothing above 8 kHz.
+    """
 
     def __init__(self, seed: int = 1):
         super().__init__()
         mx.random.seed(seed)
-        network = build_vocoder(VocoderConfig.from_metadata(CONFIG))
-        assert isinstance(network, ExtendedVocoder)
-        self.network = network
-        generator = network.vocoder
-        # Filters are those of the published vocoder; everything learns but them.
-        named = Tensors(seed)
-        put_vocoder(named, CONFIG["vocoder"])
-        self.fixed = {name: value for name, value in named.values.items() if "filter" in name}
-        first = generator.conv_pre
-        first.weight = _half_of_differences(first.weight)
+        whole = VocoderConfig.from_metadata(CONFIG).generator
+        self.generator = Generator(replace(whole, width=whole.width // 2))
+        first, last = self.generator.conv_pre, self.generator.conv_post
+        self.generator.conv_pre = first = nn.Conv1d(MEL_BINS, first.weight.shape[0], EDGE_KERNEL, padding=first.padding)
+        self.generator.conv_post = nn.Conv1d(last.weight.shape[-1], 1, EDGE_KERNEL, padding=last.padding, bias=False)
         first.bias = -MEL_MEAN * first.weight.sum(axis=(1, 2))  # spectrograms as deviations from their mean
-        network.bwe_generator.freeze()
-        network.mel_stft.freeze()
-        for _, layer in generator.named_modules():
+        # Filters are those of the published vocoder; everything learns but them.
+        for _, layer in self.generator.named_modules():
             if "filter" in layer:
-                layer.filter = mx.array(next(iter(self.fixed.values())))
+                layer.filter = mx.array(low_pass(), mx.float32).reshape(layer.filter.shape)
                 layer.freeze()
+
+
+def both_sides(vocoder: Vocoder) -> Generator:
+    """The generator of stereo sound: the same twice, side by side, with nothing in between."""
+    whole = Generator(VocoderConfig.from_metadata(CONFIG).generator)
+
+    def twice(path: str, array: mx.array) -> mx.array:
+        if path.endswith("filter"):
+            return array
+        if array.ndim == 1:
+            return mx.concatenate([array, array])
+        nothing = mx.zeros_like(array)  # (outputs, taps, inputs)
+        left, right = mx.concatenate([array, nothing], axis=-1), mx.concatenate([nothing, array], axis=-1)
+        return mx.concatenate([left, right])
+
+    weights = tree_flatten(vocoder.generator.parameters())
+    whole.load_weights([(path, twice(path, array)) for path, array in weights])
+    return whole
 
 
 def vocoder_loss(module: Vocoder, pair: Pair, key: mx.array) -> dict[str, mx.array]:
     """Spectra at several resolutions, and the waveform itself, which can be told exactly: see ``demo_scenes``."""
     counted = slice(pair.counted.start * HOP, pair.counted.stop * HOP)
-    made, wanted = module.network.vocoder(pair.mel)[:, counted], pair.waveform[:, counted]
-    # The difference of the sides counts by itself, or both sides are learnt as one.
-    made, wanted = _with_difference(made), _with_difference(wanted)
+    mel, wanted = (mx.concatenate([array[..., :1], array[..., 1:]]) for array in (pair.mel, pair.waveform))
+    made, wanted = module.generator(mel)[:, counted], wanted[:, counted]
     return {"spectral": spectral_loss(made, wanted), "wave": 10 * mx.mean(mx.abs(made - wanted))}
-
-
-def _with_difference(waveform: mx.array) -> mx.array:
-    """Left, right, and twice what they differ by, (B, samples, 3)."""
-    return mx.concatenate([waveform, 2 * (waveform[..., :1] - waveform[..., 1:])], axis=-1)
 
 
 def vocoder_batch(number: int) -> Pair:

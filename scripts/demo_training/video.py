@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +12,6 @@ import numpy as np
 
 import demo_scenes
 from demo_training.layout import CONFIG
-from demo_training.stage import Stage, optimization, use_weights
 from demo_weights.autoencoders import put_video_vae
 from demo_weights.tensors import Tensors, save
 from mlx_ltx.checkpoints.components import load_video_decoder, load_video_encoder
@@ -48,15 +46,6 @@ class VideoAutoencoder(nn.Module):
             side.statistics.freeze()
             # Without biases, norms would make all greys the same: most of what is to be told apart at first.
             side.conv_in.conv.bias = BRIGHTNESS * mx.random.normal(side.conv_in.conv.bias.shape)
-
-
-def decoder_stage(folder: Path) -> Stage:
-    """The decoder goes on by itself: latents, which other parts are trained on, stay what they are."""
-    module = VideoAutoencoder()
-    use_weights(module, folder, "video-vae")
-    module.encoder.freeze()
-    later = partial(batch, first_seed=1_500_000)
-    return Stage("video-decoder", module, loss, later, optimization(1600, 5e-4, 0.99, muon=3e-3))
 
 
 def loss(module: VideoAutoencoder, video: mx.array, key: mx.array) -> dict[str, mx.array]:
@@ -96,7 +85,7 @@ def piece(seed: int, frames: int, whole: bool) -> np.ndarray:
     return demo_scenes.draw(scene, shown=shown)[:, top : top + height, left : left + width]
 
 
-def batch(number: int, first_seed: int = 1_000_000) -> mx.array:
+def batch(number: int) -> mx.array:
     """Pieces of both kinds, so that the autoencoder serves both stages of the two-stage pipeline."""
-    first, frames = first_seed + BATCH * number, PIECES[number % len(PIECES)]
+    first, frames = 1_000_000 + BATCH * number, PIECES[number % len(PIECES)]
     return pixels(np.stack([piece(seed, frames, seed % 2 == 0) for seed in range(first, first + BATCH)]))
