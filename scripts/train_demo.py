@@ -28,7 +28,7 @@ TRAININGS: dict[str, Callable[[Path], Stage]] = {
         "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(1500, 1e-3, muon=5e-3)
     ),
     "vocoder": lambda folder: Stage(
-        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(1400, 1e-3, 0.99, muon=5e-3)
+        "vocoder", sound.Vocoder(), sound.vocoder_loss, sound.vocoder_batch, optimization(2700, 1e-3, 0.99, muon=5e-3)
     ),
     "upsampler": diffusion.upsampler_stage,
     "transformer": diffusion.transformer_stage,
