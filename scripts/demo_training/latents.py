@@ -1,6 +1,6 @@
 """All training scenes, encoded once: what the upsampler and the transformer learn from.
 
-A file per hundred scenes, so that encoding goes on where it stopped: normalised latents of both sizes of the picture
+A file per fifty scenes, so that encoding goes on where it stopped: normalised latents of both sizes of the picture
 and of the sound, and embeddings of the captions, all float16.
 """
 

@@ -109,11 +109,14 @@ class Vocoder(nn.Module):
         super().__init__()
         mx.random.seed(seed)
         whole = VocoderConfig.from_metadata(CONFIG).generator
-        self.generator = Generator(replace(whole, width=whole.width // 2))
-        first, last = self.generator.conv_pre, self.generator.conv_post
-        self.generator.conv_pre = first = nn.Conv1d(MEL_BINS, first.weight.shape[0], EDGE_KERNEL, padding=first.padding)
-        self.generator.conv_post = nn.Conv1d(last.weight.shape[-1], 1, EDGE_KERNEL, padding=last.padding, bias=False)
+        half = replace(whole, width=whole.width // 2)
+        self.generator = Generator(half)
+        # Its ends are made for two sides.
+        first = nn.Conv1d(MEL_BINS, half.width, EDGE_KERNEL, padding=EDGE_KERNEL // 2)
         first.bias = -MEL_MEAN * first.weight.sum(axis=(1, 2))  # spectrograms as deviations from their mean
+        narrow = half.width // 2 ** len(half.upsample_rates)
+        last = nn.Conv1d(narrow, 1, EDGE_KERNEL, padding=EDGE_KERNEL // 2, bias=half.final_bias)
+        self.generator.conv_pre, self.generator.conv_post = first, last
         # Filters are those of the published vocoder; everything learns but them.
         for _, layer in self.generator.named_modules():
             if "filter" in layer:
