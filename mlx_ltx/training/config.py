@@ -49,11 +49,15 @@ class Strategy:
         name: "text_to_video", "text_to_audio", or "video_to_video": an IC-LoRA, which follows a reference video.
         with_audio: of text_to_video, the sound as well.
         first_frame_conditioning_p: how often the first frame is given.
+        sound_given_p, picture_given_p: how often the whole sound is given, or the whole picture, for the other to
+            follow; of a training on both.
     """
 
     name: str = "text_to_video"
     with_audio: bool = False
     first_frame_conditioning_p: float = 0.1
+    sound_given_p: float = 0.0
+    picture_given_p: float = 0.0
 
     @property
     def video(self) -> bool:
@@ -229,6 +233,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "lora.alpha": (0, math.inf),
     "lora.dropout": (0, 0.99),
     "training_strategy.first_frame_conditioning_p": (0, 1),
+    "training_strategy.sound_given_p": (0, 1),
+    "training_strategy.picture_given_p": (0, 1),
     "optimization.learning_rate": (0, math.inf),
     "optimization.steps": (1, math.inf),
     "optimization.batch_size": (1, math.inf),
@@ -299,10 +305,17 @@ def _check_together(config: TrainingConfig) -> None:
     strategy, optimization = config.training_strategy, config.optimization
     if strategy.with_audio and strategy.name != "text_to_video":
         raise UserError(f"training_strategy.with_audio: is of text_to_video, not of {strategy.name}")
+    given = strategy.sound_given_p + strategy.picture_given_p
+    if given and not (strategy.video and strategy.audio):
+        raise UserError("training_strategy.sound_given_p and picture_given_p: are of a training with_audio")
+    if given > 1:
+        raise UserError(f"training_strategy.sound_given_p and picture_given_p: are more than 1 together, {given:g}")
     if config.is_lora and optimization.ema_decay:
         raise UserError("optimization.ema_decay: is for training_mode full; a LoRA has no moving average")
     if config.is_lora and optimization.muon_learning_rate:
         raise UserError("optimization.muon_learning_rate: is for training_mode full; a LoRA is trained with AdamW")
+    if optimization.muon_within and not optimization.muon_learning_rate:
+        raise UserError("optimization.muon_within: needs an optimization.muon_learning_rate")
     if not config.is_lora and config.acceleration.quantization:
         raise UserError("acceleration.quantization: is for training_mode lora; quantised weights cannot be trained")
     if optimization.warmup_steps >= optimization.steps:

@@ -114,6 +114,8 @@ class FlowLoss:
         levels: how noise levels are drawn.
         first_frame_probability: so often, sample by sample, a clip's first latent frame is given, as in image to video.
         separate_sigmas: picture and sound have noise levels of their own, instead of the same.
+        sound_given_probability: so often, sample by sample, the sound is given whole, as in audio to video.
+        picture_given_probability: so often the picture is, for a sound that belongs to it; never both.
         checkpointing: keep only what enters the blocks for the gradient, and compute each block again for it.
     """
 
@@ -122,11 +124,15 @@ class FlowLoss:
         levels: NoiseLevels = NoiseLevels(),
         first_frame_probability: float = 0.0,
         separate_sigmas: bool = False,
+        sound_given_probability: float = 0.0,
+        picture_given_probability: float = 0.0,
         checkpointing: bool = False,
     ):
         self.levels = levels
         self.first_frame_probability = first_frame_probability
         self.separate_sigmas = separate_sigmas
+        self.sound_given_probability = sound_given_probability
+        self.picture_given_probability = picture_given_probability
         self.checkpointing = checkpointing
         self._tables: dict[Hashable, tuple[LatentState, StreamRope]] = {}
 
@@ -147,22 +153,34 @@ class FlowLoss:
         video_level, audio_level, video_noise, audio_noise = mx.random.split(key, 4)
         video = audio = None
         sigma = None
+        # 1 for a stream of a sample that is noised, 0 for one that is given
+        noised_video, noised_audio = self._noised(batch, mx.random.split(audio_level)[1])
         if batch.video is not None:
             assert batch.video_grid is not None
             tokens = batch.video_grid.patchify(batch.video).astype(mx.float32)
             sigma = self.levels.draw(video_level, batch.samples, tokens.shape[1])
             state, rope = self._table(model, batch, batch.video_grid)
-            video = self._video(batch, batch.video_grid, tokens, sigma, state, rope, video_noise)
+            video = self._video(batch, batch.video_grid, tokens, sigma * noised_video, state, rope, video_noise)
+            video = video._replace(weight=video.weight * noised_video[:, None])
         if batch.audio is not None:
             assert batch.audio_grid is not None
             tokens = batch.audio_grid.patchify(batch.audio).astype(mx.float32)
             if sigma is None or self.separate_sigmas:
                 sigma = self.levels.draw(audio_level, batch.samples, tokens.shape[1])
+            sigma = sigma * noised_audio
             _, rope = self._table(model, batch, batch.audio_grid)
             noise = mx.random.normal(tokens.shape, key=audio_noise)
             given = StreamInput(mix(tokens, noise, sigma), sigma, sigma[:, None], batch.text.audio, rope)
-            audio = Noised(given, noise - tokens, mx.ones(tokens.shape[:2]))
+            audio = Noised(given, noise - tokens, mx.ones(tokens.shape[:2]) * noised_audio[:, None])
         return video, audio
+
+    def _noised(self, batch: Batch, key: mx.array) -> tuple[mx.array, mx.array]:
+        sound, picture = self.sound_given_probability, self.picture_given_probability
+        drawn = mx.random.uniform(shape=(batch.samples,), key=key)
+        if batch.video is None or batch.audio is None or not sound + picture:
+            return mx.ones_like(drawn), mx.ones_like(drawn)
+        picture_given = (drawn >= sound) & (drawn < sound + picture)
+        return 1 - picture_given.astype(mx.float32), 1 - (drawn < sound).astype(mx.float32)
 
     def _video(
         self,

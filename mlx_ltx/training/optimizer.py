@@ -30,6 +30,8 @@ class Optimization:
         muon_learning_rate: if it is not 0, weights of linear layers and convolutions are moved by Muon
             (https://kellerjordan.github.io/posts/muon/) at this rate, with the same schedule, and the rest by AdamW. It
             needs fewer steps where everything is learnt from the start.
+        muon_within: only weights of modules whose path begins so are Muon's, such as "blocks."; its steps are as long
+            for a weight that hardly matters, so what makes modulations of noise levels is better AdamW's.
         beta1, beta2, eps, weight_decay: AdamW's (https://arxiv.org/abs/1711.05101), with bias correction.
         ema_decay: of the moving average of parameters; 0 keeps none. It begins faster, at (1 + step) / (10 + step).
         enable_gradient_checkpointing: compute blocks twice to keep memory near one block.
@@ -48,6 +50,7 @@ class Optimization:
     eps: float = 1e-8
     weight_decay: float = 0.01
     muon_learning_rate: float = 0.0
+    muon_within: str = ""
     ema_decay: float = 0.0
     enable_gradient_checkpointing: bool = False
 
@@ -97,7 +100,11 @@ class Optimizer:
         )
         weights: set[str] = set()
         if settings.muon_learning_rate:
-            weights = {path for path, p in parameters.items() if path.endswith(".weight") and p.ndim > 1}
+            weights = {
+                path
+                for path, p in parameters.items()
+                if path.startswith(settings.muon_within) and path.endswith(".weight") and p.ndim > 1
+            }
         # Sets, not views: a view would keep the first parameters in memory.
         self._parts = [_Part("optimizer/", adam, settings.learning_rate, parameters.keys() - weights)]
         if weights:

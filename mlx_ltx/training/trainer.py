@@ -230,6 +230,8 @@ class Trainer:
             config.flow_matching.levels,
             strategy.first_frame_conditioning_p,
             config.flow_matching.separate_sigmas,
+            strategy.sound_given_p,
+            strategy.picture_given_p,
             config.optimization.enable_gradient_checkpointing,
         )
         if self.training is None:

@@ -71,6 +71,44 @@ def test_separate_noise_levels(transformer, make_batch):
     assert not mx.array_equal(video.given.sigma, audio.given.sigma)
 
 
+def test_a_given_sound_is_clean_without_noise_level_and_does_not_count(transformer, make_batch):
+    batch = make_batch(samples=64)
+    video, audio = FlowLoss(sound_given_probability=0.5).noise(transformer, batch, mx.random.key(3))
+    weight = np.array(audio.weight)
+    given = weight[:, 0] == 0
+    assert 16 < given.sum() < 48
+    assert (weight == (1 - given)[:, None]).all()
+    assert (np.array(audio.given.sigma) == np.array(video.given.sigma) * (1 - given)).all()
+    assert (audio.given.timesteps == audio.given.sigma[:, None]).all()
+    clean = np.array(batch.audio_grid.patchify(batch.audio))
+    assert (np.array(audio.given.latent)[given] == clean[given]).all()
+    assert (np.array(audio.given.latent)[~given] != clean[~given]).any(axis=(1, 2)).all()
+    assert (video.weight == 1).all()
+
+
+def test_a_given_picture_is_clean_without_noise_level_and_does_not_count(transformer, make_batch):
+    batch = make_batch(samples=64)
+    loss = FlowLoss(sound_given_probability=0.3, picture_given_probability=0.4)
+    video, audio = loss.noise(transformer, batch, mx.random.key(3))
+    given = np.array(video.weight)[:, 0] == 0
+    assert 16 < given.sum() < 36
+    assert (np.array(audio.weight)[given] == 1).all()  # never both
+    assert (np.array(audio.weight)[:, 0] == 0).any()
+    assert (np.array(video.weight) == (1 - given)[:, None]).all()
+    assert (np.array(video.given.sigma)[given] == 0).all()
+    assert (np.array(video.given.sigma)[~given] > 0).all()
+    clean = np.array(batch.video_grid.patchify(batch.video))
+    assert (np.array(video.given.latent)[given] == clean[given]).all()
+
+
+def test_sound_alone_is_never_given(transformer, make_batch):
+    batch = replace(make_batch(samples=16), video=None)
+    _, audio = FlowLoss(sound_given_probability=0.5, picture_given_probability=0.5).noise(
+        transformer, batch, mx.random.key(3)
+    )
+    assert (audio.weight == 1).all()
+
+
 def test_a_given_first_frame_is_clean_without_noise_level_and_does_not_count(transformer, make_batch):
     batch = make_batch(samples=64)
     video, _ = FlowLoss(first_frame_probability=0.5).noise(transformer, batch, mx.random.key(3))

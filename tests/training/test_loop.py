@@ -71,6 +71,19 @@ def test_muon_moves_weights_by_orthogonal_steps_and_leaves_the_rest_to_adamw():
         assert mx.array_equal(moved[name], alone[name])
 
 
+def test_muon_can_be_kept_within_some_modules():
+    settings = Optimization(muon_learning_rate=0.1, muon_within="blocks.", max_grad_norm=0)
+    parameters = {name: mx.random.normal((6, 8), key=mx.random.key(1)) for name in ("blocks.a.weight", "ends.a.weight")}
+    gradients = {name: mx.random.normal((6, 8), key=mx.random.key(2)) for name in parameters}
+    moved, alone, everywhere = (
+        Optimizer(dataclasses.replace(settings, **changes), parameters).apply(0, gradients, parameters)[0]
+        for changes in ({}, {"muon_learning_rate": 0.0}, {"muon_within": ""})
+    )
+    assert mx.array_equal(moved["blocks.a.weight"], everywhere["blocks.a.weight"])
+    assert mx.array_equal(moved["ends.a.weight"], alone["ends.a.weight"])
+    assert not mx.array_equal(moved["ends.a.weight"], everywhere["ends.a.weight"])
+
+
 def test_gradients_are_clipped_together():
     seen = {}
     parameters = {"a": mx.zeros(2), "b": mx.zeros(1)}
