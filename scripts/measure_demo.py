@@ -1,6 +1,6 @@
 """Does the demo do what its prompt says? Measures on prompts and seeds that it was not trained on.
 
-python scripts/measure_demo.py [--model demo] [--clips 40] [--json measures.json] [--sheet clips.png]
+python scripts/measure_demo.py [--model demo] [--clips 40] [--sounds 10] [--json measures.json] [--sheet clips.png]
 python scripts/measure_demo.py --truth      # the measures on the scenes themselves, which should be all right
 """
 
@@ -18,9 +18,11 @@ import soundfile
 import mlx_ltx
 from demo_measures import clicks_of, colour_of, follows, in_sync, landings_of, look, motion_of, right_pitch, shape_of
 from demo_scenes import FPS, FRAMES, HEIGHT, SAMPLE_RATE, WIDTH, Scene, draw, make_scene, play, sheet
+from mlx_ltx.media.audio import write_audio
 from mlx_ltx.media.video import read_frames
 
 FIRST_SEED = 9_000_000  # far from those of the training
+FIRST_SOUND = 9_100_000
 Result = dict[str, bool]
 
 
@@ -58,6 +60,20 @@ def generate(scene: Scene, seed: int, arguments: argparse.Namespace, folder: Pat
     return np.stack(list(read_frames(video))), waveform
 
 
+def follows_sound(index: int, arguments: argparse.Namespace, folder: Path) -> bool:
+    """Whether a shape lands when a sound that is given clicks."""
+    scene = make_scene(FIRST_SOUND + index, motion="bounce")
+    video, sound = folder / "clip.mp4", folder / "given.wav"
+    write_audio(sound, play(scene), SAMPLE_RATE, force=True)
+    request = mlx_ltx.Request(
+        prompt=scene.caption, model=arguments.model, width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=index,
+        pipeline="a2v", guided=False, audio_path=sound, dtype="float32", output=video, force=True,
+    )  # fmt: skip
+    mlx_ltx.run(request)
+    seen = look(np.stack(list(read_frames(video))))
+    return in_sync(scene.landings(), landings_of(seen, FPS), scene.duration)
+
+
 def table(results: list[Result]) -> dict[str, tuple[int, int]]:
     """Each question's right answers and how often it was asked."""
     names = list(dict.fromkeys(name for result in results for name in result))
@@ -72,6 +88,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--pipeline", help="by default the model's own")
     parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--sounds", type=int, default=0, help="so many clips of a shape that bounces to a given sound")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     parser.add_argument("--sheet", type=Path, help="where to write a picture of the first twelve clips")
     parser.add_argument("--truth", action="store_true", help="measure the scenes themselves instead of a model")
@@ -93,6 +110,8 @@ def main() -> None:
             )
             if len(rows) < 12:
                 rows.append((scene.caption, frames))
+        for index in range(arguments.sounds):
+            results.append({"a2v": follows_sound(index, arguments, Path(folder))})
     found = table(results)
     print()
     for name, (right, asked) in found.items():

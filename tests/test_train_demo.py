@@ -5,6 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 import mlx_ltx
 import train_demo
@@ -21,6 +22,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latents, "AT_ONCE", 4)
         patch.setattr(latents, "STATISTICS_SCENES", 2)
+        patch.setattr(latents, "VARIED", 2)
+        patch.setattr(diffusion, "VARIED", 2)
         patch.setattr(diffusion, "HALF_BATCH", 2)
         patch.setattr(diffusion, "FULL_BATCH", 1)
         path = tmp_path_factory.mktemp("training")
@@ -74,6 +77,7 @@ def test_missing_parts_are_named(tmp_path):
 def test_latents_have_about_unit_variance(folder):
     scenes = latents.EncodedScenes(folder)
     assert len(scenes) == 4
+    assert [latents.training_scene(index).motion for index in (2, 3)] == ["bounce", "bounce"]
     assert scenes.arrays["full"].shape == (4, 7, 6, 8, 64)
     assert scenes.arrays["half"].shape == (4, 7, 3, 4, 64)
     assert scenes.arrays["audio"].shape == (4, 51, 16, 4)
@@ -94,6 +98,27 @@ def test_captions_are_left_out_now_and_then(folder, monkeypatch):
     replaced = (mx.abs(batch.text.video - negative).max(axis=(1, 2)) == 0).sum().item()
     assert 5 < left_out < 30
     assert 2 < replaced < 20
+
+
+def test_the_transformer_begins_with_nothing_and_its_gates_stay_open():
+    model = diffusion.make_transformer()
+    learnt = dict(tree_flatten(model.trainable_parameters()))
+    gates = {path: array for path, array in tree_flatten(model.parameters()) if "to_gate_logits" in path}
+    assert len(gates) == 4 * 2 * 3 * 2  # layers, streams, attentions, weight and bias
+    assert all((array == 0).all() for array in gates.values())
+    assert not gates.keys() & learnt.keys()
+    assert all((learnt[f"{stream}.proj_out.weight"] == 0).all() for stream in ("video", "audio"))
+
+
+def test_one_batch_in_four_is_of_half_size_and_has_more_that_bounces(folder, monkeypatch):
+    monkeypatch.setattr(diffusion, "HALF_BATCH", 200)
+    scenes = latents.EncodedScenes(folder)
+    batches = diffusion.SceneBatches(scenes)
+    assert [batches(number).video.shape[2:4] for number in range(5)] == [(3, 4), *[(6, 8)] * 3, (3, 4)]
+    bouncing = scenes.take("audio", np.array([2, 3]))
+    taken = batches(0).audio
+    share = mx.any(mx.all(taken[:, None] == bouncing[None], axis=(2, 3, 4)), axis=1).astype(mx.float32).mean().item()
+    assert 0.4 < share < 0.6
 
 
 def test_the_packed_vocoder_makes_each_side_of_its_own_spectrogram():

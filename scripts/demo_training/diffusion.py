@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from demo_training.latents import FULL, EncodedScenes, Encoders, grids
+from demo_training.latents import FULL, VARIED, EncodedScenes, Encoders, grids
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
 from mlx_ltx.models.statistics import ChannelStatistics
@@ -18,12 +18,16 @@ from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
 
 UPSAMPLER_BATCH = 4
-# A step has a batch of half-size clips, which are cheap and say all about content, and one for the second stage and for
-# one stage alone; they take the same time.
+# Half-size clips are cheap and say all about content; full-size ones are for outlines, which take the longest to learn.
+# A batch of either takes the same time.
 HALF_BATCH, FULL_BATCH = 12, 3
+HALF_EVERY = 4
+BOUNCING = {"half": 0.5, "full": 0.1}  # so many are taken from the scenes that all bounce
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
-SEPARATE_EVERY = 7  # batches in which picture and sound have noise levels of their own
+# In so many batches picture and sound have noise levels of their own; there, so often one of them is whole.
+SEPARATE = {"half": 0.75, "full": 0.25}
+SOUND_GIVEN, PICTURE_GIVEN = 0.25, 0.5
 
 
 class Upsampler(nn.Module):
@@ -56,14 +60,24 @@ def upsampler_stage(folder: Path) -> Stage:
 
 
 def make_transformer(seed: int = 1) -> Transformer:
-    """The transformer as it begins: as MLX draws layers, but predicting nothing, with gates between nothing and all."""
+    """The transformer as it begins: as MLX draws layers, but every branch adds nothing yet, and nothing is predicted.
+
+    The gates of attention stay open, untrained: a branch that only disturbs at first is otherwise shut by its gates for
+    good, before it has learnt anything. That cut off the text for the most part, and picture and sound from each other.
+    """
     mx.random.seed(seed)
     model = Transformer(TransformerConfig.from_metadata(CONFIG))
-    for stream in (model.video, model.audio):
-        stream.proj_out.weight = mx.zeros_like(stream.proj_out.weight)
-        stream.proj_out.bias = mx.zeros_like(stream.proj_out.bias)
+    for ends in (model.video, model.audio):
+        modulations = (ends.adaln_single, ends.prompt_adaln_single, ends.cross_adaln, ends.cross_gate_adaln)
+        for linear in (ends.proj_out, *(modulation.linear for modulation in modulations)):
+            _make_zero(linear)
     for block in model.blocks:
         for stream in (block.video, block.audio):
+            for attention in (stream.attn1, stream.attn2, stream.cross_attn):
+                _make_zero(attention.to_out)
+                _make_zero(attention.to_gate_logits)
+                attention.to_gate_logits.freeze()
+            _make_zero(stream.ff.down)
             # Rows are shift, scale, gate, three times; the fifth row between the streams is a gate.
             table = np.zeros(stream.scale_shift_table.shape, np.float32)
             table[2::3] = 0.5
@@ -74,6 +88,10 @@ def make_transformer(seed: int = 1) -> Transformer:
     return model
 
 
+def _make_zero(linear: nn.Linear) -> None:
+    linear.weight, linear.bias = mx.zeros_like(linear.weight), mx.zeros_like(linear.bias)
+
+
 class SceneBatches:
     """Batches of encoded scenes by number, at both sizes."""
 
@@ -82,9 +100,12 @@ class SceneBatches:
         self.grids = {"half": grids(FULL.halved()), "full": grids(FULL)}
 
     def __call__(self, number: int) -> Batch:
-        size, count = (("half", HALF_BATCH), ("full", FULL_BATCH))[number % 2]
+        size, count = ("half", HALF_BATCH) if number % HALF_EVERY == 0 else ("full", FULL_BATCH)
         rng = np.random.default_rng([number, 82])
-        chosen = rng.integers(len(self.scenes), size=count)
+        chosen = rng.integers(min(VARIED, len(self.scenes)), size=count)
+        if len(self.scenes) > VARIED:
+            bouncing = rng.integers(VARIED, len(self.scenes), size=count)
+            chosen = np.where(rng.random(count) < BOUNCING[size], bouncing, chosen)
         video_grid, audio_grid = self.grids[size]
         left_out = rng.random(len(chosen))
         texts = [self._text(f"text.{stream}", chosen, left_out) for stream in ("video", "audio")]
@@ -105,20 +126,25 @@ class SceneBatches:
 
 
 class BothLosses:
-    """Mostly one noise level for picture and sound; now and then one for each, for sound that is given."""
+    """One noise level for picture and sound, as when both are made; or one for each; or one of them is given.
+
+    With one level, each shows through its own noise most of what the other could tell.
+    """
 
     def __init__(self) -> None:
         levels = NoiseLevels(std=1.5, uniform_prob=0.2)  # wide: few-step schedules are decided near 1
+        noisy = NoiseLevels("uniform", min_value=0.5)
         self.joint = FlowLoss(levels, FIRST_FRAME)
-        self.separate = FlowLoss(levels, FIRST_FRAME, separate_sigmas=True)
+        self.separate = FlowLoss(noisy, FIRST_FRAME, True, SOUND_GIVEN, PICTURE_GIVEN)
 
     def __call__(self, model: nn.Module, batch: Batch, key: mx.array) -> dict[str, mx.array]:
         # The key is the batch's, so this choice is too.
-        drawn = mx.random.randint(0, SEPARATE_EVERY, key=key).item()
-        return (self.separate if drawn == 0 else self.joint)(model, batch, key)
+        drawn = mx.random.uniform(key=key).item()
+        size = "half" if batch.samples == HALF_BATCH else "full"
+        return (self.separate if drawn < SEPARATE[size] else self.joint)(model, batch, key)
 
 
 def transformer_stage(folder: Path) -> Stage:
     batches = SceneBatches(EncodedScenes(folder))
-    settings = optimization(6000, 1e-3, 0.995, muon=3e-2, batches=2)
+    settings = optimization(6000, 1e-3, 0.995, muon=2e-2, batches=2, within="blocks.")
     return Stage("transformer", make_transformer(), BothLosses(), batches, settings)

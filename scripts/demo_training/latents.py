@@ -20,7 +20,8 @@ from mlx_ltx.models.audio_vae import AudioVaeConfig
 from mlx_ltx.sampling.geometry import AudioGrid, ClipShape, VideoGrid
 from mlx_ltx.training.autoencoders import encode_sound, encode_video
 
-SCENES, AT_ONCE = 2000, 50
+SCENES, AT_ONCE = 2300, 50
+VARIED = 2000  # scenes after so many all bounce: there is most to learn about the moments of landings
 STATISTICS_SCENES = 48
 FIRST_SEED = 5_000_000
 SMALLEST_STD = 1e-3  # of a channel that says nothing
@@ -86,6 +87,10 @@ class Encoders:
         self.use(statistics)
 
 
+def training_scene(index: int) -> demo_scenes.Scene:
+    return demo_scenes.make_scene(FIRST_SEED + index, **({} if index < VARIED else {"motion": "bounce"}))
+
+
 def encode(folder: Path, scenes: int = SCENES) -> None:
     """Encode what is not encoded yet."""
     encoders = Encoders(folder)
@@ -98,7 +103,7 @@ def encode(folder: Path, scenes: int = SCENES) -> None:
         if path.exists():
             continue
         found: dict[str, list[np.ndarray]] = {"full": [], "half": [], "audio": []}
-        batch = [demo_scenes.make_scene(FIRST_SEED + first + index) for index in range(AT_ONCE)]
+        batch = [training_scene(index) for index in range(first, first + AT_ONCE)]
         for scene in batch:
             frames = demo_scenes.draw(scene)
             small = demo_scenes.draw(scene, FULL.width // 2, FULL.height // 2)

@@ -20,11 +20,13 @@ SEED = 1
 LOG_EVERY, SAVE_EVERY = 20, 100
 
 
-def optimization(steps: int, rate: float, average: float = 0.0, muon: float = 0.0, batches: int = 1) -> Optimization:
-    """How every part learns: how long, how fast, by which rule, whether weights are averaged, from how many batches."""
+def optimization(
+    steps: int, rate: float, average: float = 0.0, muon: float = 0.0, batches: int = 1, within: str = ""
+) -> Optimization:
+    """How every part learns: how long, how fast, by which rule and where, averaged or not, from how many batches."""
     return Optimization(
-        learning_rate=rate, muon_learning_rate=muon, steps=steps, scheduler_type="cosine", warmup_steps=50,
-        final_factor=0.05, beta2=0.99, ema_decay=average, batch_size=1,
+        learning_rate=rate, muon_learning_rate=muon, muon_within=within, steps=steps, scheduler_type="cosine",
+        warmup_steps=50, final_factor=0.05, beta2=0.99, ema_decay=average, batch_size=1,
         gradient_accumulation_steps=batches,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from clips import psnr
-from demo_measures import clicks_of, colour_of, follows, look, motion_of, right_pitch
+from demo_measures import clicks_of, colour_of, follows, in_sync, landings_of, look, motion_of, right_pitch
 from demo_scenes import FPS, SAMPLE_RATE, draw, make_scene, play
 from mlx_ltx.media.audio import write_audio
 from mlx_ltx.request import ImageInput
@@ -98,6 +98,15 @@ def test_a_picture_for_a_sound_keeps_the_sound_and_follows_the_prompt(make, tmp_
     assert np.abs(clip.waveform[: len(sound)] - sound[: len(clip.waveform)]).max() < 1e-3
     assert colour_of(clip.seen) == "white"
     assert motion_of(clip.seen) == "right"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_picture_for_a_sound_lands_when_it_clicks(make, tmp_path, seed):
+    scene = make_scene(9_500_000 + seed, motion="bounce")
+    write_audio(tmp_path / "clicks.wav", play(scene), SAMPLE_RATE)
+    clip = make(prompt=scene.caption, pipeline="a2v", guided=False, audio_path=tmp_path / "clicks.wav")
+    assert motion_of(clip.seen) == "bounce"
+    assert in_sync(scene.landings(), landings_of(clip.seen, FPS), scene.duration)
 
 
 def test_quantised_clips_keep_their_content(make):
