@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -48,30 +49,32 @@ def judge(scene: Scene, frames: np.ndarray, waveform: np.ndarray, rate: int) -> 
 
 def generate(scene: Scene, seed: int, arguments: argparse.Namespace, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Frames and sound of the clip that the model makes of the scene's caption."""
-    video, sound = folder / "clip.mp4", folder / "clip.wav"
     pipeline = {} if arguments.pipeline is None else {"pipeline": arguments.pipeline}
-    request = mlx_ltx.Request(
-        prompt=scene.caption, model=arguments.model, width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=seed,
-        dtype="float32", output=video, output_audio=sound, force=True, **pipeline,
-    )  # fmt: skip
-    mlx_ltx.run(request)
+    sound = folder / "clip.wav"
+    frames = make_frames(scene, seed, arguments.model, folder, output_audio=sound, **pipeline)
     waveform, rate = soundfile.read(sound)
     assert rate == SAMPLE_RATE
-    return np.stack(list(read_frames(video))), waveform
+    return frames, waveform
 
 
-def follows_sound(index: int, arguments: argparse.Namespace, folder: Path) -> bool:
-    """Whether a shape lands when a sound that is given clicks."""
-    scene = make_scene(FIRST_SOUND + index, motion="bounce")
-    video, sound = folder / "clip.mp4", folder / "given.wav"
-    write_audio(sound, play(scene), SAMPLE_RATE, force=True)
+def make_frames(scene: Scene, seed: int, model: str, folder: Path, **settings: Any) -> np.ndarray:
+    """What a request for the scene's caption shows, uint8 (F, H, W, 3)."""
+    video = folder / "clip.mp4"
     request = mlx_ltx.Request(
-        prompt=scene.caption, model=arguments.model, width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=index,
-        pipeline="a2v", guided=False, audio_path=sound, dtype="float32", output=video, force=True,
+        prompt=scene.caption, model=model, width=WIDTH, height=HEIGHT, num_frames=FRAMES, fps=FPS, seed=seed,
+        dtype="float32", output=video, force=True, **settings,
     )  # fmt: skip
     mlx_ltx.run(request)
-    seen = look(np.stack(list(read_frames(video))))
-    return in_sync(scene.landings(), landings_of(seen, FPS), scene.duration)
+    return np.stack(list(read_frames(video)))
+
+
+def follows_sound(index: int, model: str, folder: Path) -> bool:
+    """Whether a shape lands when a sound that is given clicks."""
+    scene = make_scene(FIRST_SOUND + index, motion="bounce")
+    sound = folder / "given.wav"
+    write_audio(sound, play(scene), SAMPLE_RATE, force=True)
+    frames = make_frames(scene, index, model, folder, pipeline="a2v", guided=False, audio_path=sound)
+    return in_sync(scene.landings(), landings_of(look(frames), FPS), scene.duration)
 
 
 def table(results: list[Result]) -> dict[str, tuple[int, int]]:
@@ -111,7 +114,7 @@ def main() -> None:
             if len(rows) < 12:
                 rows.append((scene.caption, frames))
         for index in range(arguments.sounds):
-            results.append({"a2v": follows_sound(index, arguments, Path(folder))})
+            results.append({"a2v": follows_sound(index, arguments.model, Path(folder))})
     found = table(results)
     print()
     for name, (right, asked) in found.items():

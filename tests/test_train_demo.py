@@ -23,7 +23,6 @@ def folder(tmp_path_factory):
         patch.setattr(latents, "AT_ONCE", 4)
         patch.setattr(latents, "STATISTICS_SCENES", 2)
         patch.setattr(latents, "VARIED", 2)
-        patch.setattr(diffusion, "VARIED", 2)
         patch.setattr(diffusion, "HALF_BATCH", 2)
         patch.setattr(diffusion, "FULL_BATCH", 1)
         path = tmp_path_factory.mktemp("training")

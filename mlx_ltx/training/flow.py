@@ -153,7 +153,6 @@ class FlowLoss:
         video_level, audio_level, video_noise, audio_noise = mx.random.split(key, 4)
         video = audio = None
         sigma = None
-        # 1 for a stream of a sample that is noised, 0 for one that is given
         noised_video, noised_audio = self._noised(batch, mx.random.split(audio_level)[1])
         if batch.video is not None:
             assert batch.video_grid is not None
@@ -175,6 +174,7 @@ class FlowLoss:
         return video, audio
 
     def _noised(self, batch: Batch, key: mx.array) -> tuple[mx.array, mx.array]:
+        """Of picture and sound, float32 (B,): 1 for samples in which it is noised, 0 where it is given whole."""
         sound, picture = self.sound_given_probability, self.picture_given_probability
         drawn = mx.random.uniform(shape=(batch.samples,), key=key)
         if batch.video is None or batch.audio is None or not sound + picture:

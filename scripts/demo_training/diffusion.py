@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from demo_training.latents import FULL, VARIED, EncodedScenes, Encoders, grids
+from demo_training.latents import FULL, EncodedScenes, Encoders, grids
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
 from mlx_ltx.models.statistics import ChannelStatistics
@@ -17,6 +17,7 @@ from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
 
+GRIDS = {"half": grids(FULL.halved()), "full": grids(FULL)}
 UPSAMPLER_BATCH = 4
 # Half-size clips are cheap and say all about content; full-size ones are for outlines, which take the longest to learn.
 # A batch of either takes the same time.
@@ -97,16 +98,15 @@ class SceneBatches:
 
     def __init__(self, scenes: EncodedScenes):
         self.scenes = scenes
-        self.grids = {"half": grids(FULL.halved()), "full": grids(FULL)}
 
     def __call__(self, number: int) -> Batch:
         size, count = ("half", HALF_BATCH) if number % HALF_EVERY == 0 else ("full", FULL_BATCH)
         rng = np.random.default_rng([number, 82])
-        chosen = rng.integers(min(VARIED, len(self.scenes)), size=count)
-        if len(self.scenes) > VARIED:
-            bouncing = rng.integers(VARIED, len(self.scenes), size=count)
+        chosen = rng.integers(self.scenes.varied, size=count)
+        if len(self.scenes) > self.scenes.varied:
+            bouncing = rng.integers(self.scenes.varied, len(self.scenes), size=count)
             chosen = np.where(rng.random(count) < BOUNCING[size], bouncing, chosen)
-        video_grid, audio_grid = self.grids[size]
+        video_grid, audio_grid = GRIDS[size]
         left_out = rng.random(len(chosen))
         texts = [self._text(f"text.{stream}", chosen, left_out) for stream in ("video", "audio")]
         return Batch(
@@ -140,7 +140,7 @@ class BothLosses:
     def __call__(self, model: nn.Module, batch: Batch, key: mx.array) -> dict[str, mx.array]:
         # The key is the batch's, so this choice is too.
         drawn = mx.random.uniform(key=key).item()
-        size = "half" if batch.samples == HALF_BATCH else "full"
+        size = "half" if batch.video_grid == GRIDS["half"][0] else "full"
         return (self.separate if drawn < SEPARATE[size] else self.joint)(model, batch, key)
 
 

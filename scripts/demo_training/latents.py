@@ -88,6 +88,7 @@ class Encoders:
 
 
 def training_scene(index: int) -> demo_scenes.Scene:
+    """The scene with this number."""
     return demo_scenes.make_scene(FIRST_SEED + index, **({} if index < VARIED else {"motion": "bounce"}))
 
 
@@ -144,6 +145,11 @@ class EncodedScenes:
         self.arrays = {name: np.concatenate([np.array(part[name]) for part in loaded]) for name in loaded[0]}
         nothing = mx.load(str(folder / "latents" / "no-caption.safetensors"))
         self.no_caption = {name: np.array(array) for name, array in nothing.items()}
+
+    @property
+    def varied(self) -> int:
+        """How many there are before those that all bounce."""
+        return min(VARIED, len(self))
 
     def __len__(self) -> int:
         return len(self.arrays["full"])

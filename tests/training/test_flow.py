@@ -71,18 +71,25 @@ def test_separate_noise_levels(transformer, make_batch):
     assert not mx.array_equal(video.given.sigma, audio.given.sigma)
 
 
+def given_samples(noised, clean, tokens=None):
+    """The samples whose first tokens (all if None) are given: those are clean and do not count, all others do."""
+    weight, latent, clean = np.array(noised.weight), np.array(noised.given.latent), np.array(clean)
+    given = weight[:, 0] == 0
+    first = weight.shape[1] if tokens is None else tokens
+    assert (weight[:, :first] == (1 - given)[:, None]).all()
+    assert (weight[:, first:] == 1).all()
+    assert (latent[given, :first] == clean[given, :first]).all()
+    assert (latent[~given, :first] != clean[~given, :first]).all()
+    return given
+
+
 def test_a_given_sound_is_clean_without_noise_level_and_does_not_count(transformer, make_batch):
     batch = make_batch(samples=64)
     video, audio = FlowLoss(sound_given_probability=0.5).noise(transformer, batch, mx.random.key(3))
-    weight = np.array(audio.weight)
-    given = weight[:, 0] == 0
+    given = given_samples(audio, batch.audio_grid.patchify(batch.audio))
     assert 16 < given.sum() < 48
-    assert (weight == (1 - given)[:, None]).all()
     assert (np.array(audio.given.sigma) == np.array(video.given.sigma) * (1 - given)).all()
     assert (audio.given.timesteps == audio.given.sigma[:, None]).all()
-    clean = np.array(batch.audio_grid.patchify(batch.audio))
-    assert (np.array(audio.given.latent)[given] == clean[given]).all()
-    assert (np.array(audio.given.latent)[~given] != clean[~given]).any(axis=(1, 2)).all()
     assert (video.weight == 1).all()
 
 
@@ -90,15 +97,12 @@ def test_a_given_picture_is_clean_without_noise_level_and_does_not_count(transfo
     batch = make_batch(samples=64)
     loss = FlowLoss(sound_given_probability=0.3, picture_given_probability=0.4)
     video, audio = loss.noise(transformer, batch, mx.random.key(3))
-    given = np.array(video.weight)[:, 0] == 0
+    given = given_samples(video, batch.video_grid.patchify(batch.video))
     assert 16 < given.sum() < 36
     assert (np.array(audio.weight)[given] == 1).all()  # never both
     assert (np.array(audio.weight)[:, 0] == 0).any()
-    assert (np.array(video.weight) == (1 - given)[:, None]).all()
     assert (np.array(video.given.sigma)[given] == 0).all()
     assert (np.array(video.given.sigma)[~given] > 0).all()
-    clean = np.array(batch.video_grid.patchify(batch.video))
-    assert (np.array(video.given.latent)[given] == clean[given]).all()
 
 
 def test_sound_alone_is_never_given(transformer, make_batch):
@@ -112,17 +116,10 @@ def test_sound_alone_is_never_given(transformer, make_batch):
 def test_a_given_first_frame_is_clean_without_noise_level_and_does_not_count(transformer, make_batch):
     batch = make_batch(samples=64)
     video, _ = FlowLoss(first_frame_probability=0.5).noise(transformer, batch, mx.random.key(3))
-    weight = np.array(video.weight)
-    given = weight[:, 0] == 0
+    given = given_samples(video, batch.video_grid.patchify(batch.video), batch.video_grid.tokens_per_frame)
     assert 16 < given.sum() < 48
-    first = batch.video_grid.tokens_per_frame
-    assert (weight[:, :first] == (1 - given)[:, None]).all()
-    assert (weight[:, first:] == 1).all()
     level = np.take_along_axis(np.array(video.given.timesteps), np.array(video.given.level_of_token), axis=1)
-    assert (level == np.array(video.given.sigma)[:, None] * weight).all()
-    clean = np.array(batch.video_grid.patchify(batch.video))
-    assert (np.array(video.given.latent)[given, :first] == clean[given, :first]).all()
-    assert (np.array(video.given.latent)[~given, :first] != clean[~given, :first]).all()
+    assert (level == np.array(video.given.sigma)[:, None] * np.array(video.weight)).all()
 
 
 def test_a_clip_of_one_frame_is_never_given(transformer, make_batch):
