@@ -120,6 +120,24 @@ def test_one_batch_in_four_is_of_half_size_and_has_more_that_bounces(folder, mon
     assert 0.4 < share < 0.6
 
 
+def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
+    monkeypatch.setattr(diffusion, "HALF_BATCH", 400)
+    monkeypatch.setattr(diffusion, "BOUNCING", {"half": 0.0, "full": 0.0})
+    scenes = latents.EncodedScenes(folder)
+    first, second = (diffusion.OFTEN[latents.training_scene(index).shape] for index in range(scenes.varied))
+    assert first != second
+    taken = diffusion.SceneBatches(scenes)(0).audio
+    share = mx.all(taken == scenes.take("audio", np.array([0])), axis=(1, 2, 3)).astype(mx.float32).mean().item()
+    assert abs(share - first / (first + second)) < 0.08
+
+
+def test_some_noise_levels_are_those_of_the_second_stage():
+    levels = diffusion.StepLevels().draw(mx.random.key(1), 300, 336)
+    drawn, counts = np.unique(np.array(levels), return_counts=True)
+    np.testing.assert_array_equal(drawn, np.array(sorted(diffusion.REFINEMENT[:-1]), np.float32))
+    assert counts.min() > 70
+
+
 def test_the_packed_vocoder_makes_each_side_of_its_own_spectrogram():
     vocoder = sound.Vocoder()
     mel = -8 + 2 * mx.random.normal((1, 12, 64, 2), key=mx.random.key(1))

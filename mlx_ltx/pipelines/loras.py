@@ -13,6 +13,8 @@ from mlx_ltx.errors import UserError
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.request import LoraInput, Request
 
+PUBLISHED_LAYERS = 48  # of every generation's transformer
+
 
 @dataclass(frozen=True)
 class StageLoras:
@@ -62,7 +64,7 @@ def choose_loras(
         if given.stage == 2 or (given.stage is None and not first_only):
             second.append(lora)
     if distilled is not None:
-        given = request.distilled_lora or _published_distilled_lora(version)
+        given = request.distilled_lora or _published_distilled_lora(version, transformer)
         file = _open(given.source, 1.0, version).file
         first += [Lora(file, distilled[0])] if distilled[0] else []
         second += [Lora(file, distilled[1] * given.strength)]
@@ -78,8 +80,14 @@ def _check(loras: Sequence[Lora], transformer: TransformerConfig) -> list[str]:
     return check_loras(loras, transformer) if loras else []
 
 
-def _published_distilled_lora(version: tuple[int, ...]) -> LoraInput:
+def _published_distilled_lora(version: tuple[int, ...], transformer: TransformerConfig) -> LoraInput:
     entry = distilled_lora(generation_of(version))
     if entry is None:
         raise UserError("no distilled LoRA is known for this model; give one with --distilled-lora FILE")
+    if transformer.layers != PUBLISHED_LAYERS:  # gigabytes that could only be refused once they are here
+        raise UserError(
+            f"the published distilled LoRA is for {PUBLISHED_LAYERS} transformer blocks, this model has "
+            f"{transformer.layers}: give one that fits with --distilled-lora FILE, or use --pipeline distilled or "
+            "--no-guided"
+        )
     return LoraInput(entry.name)

@@ -8,13 +8,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from demo_training.latents import FULL, EncodedScenes, Encoders, grids
+from demo_training.latents import FULL, EncodedScenes, Encoders, grids, training_scene
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
 from mlx_ltx.models.statistics import ChannelStatistics
 from mlx_ltx.models.transformer import Transformer, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.sampling.denoise import TextContext
+from mlx_ltx.sampling.schedules import REFINEMENT
 from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
 
 GRIDS = {"half": grids(FULL.halved()), "full": grids(FULL)}
@@ -24,11 +25,14 @@ UPSAMPLER_BATCH = 4
 HALF_BATCH, FULL_BATCH = 12, 3
 HALF_EVERY = 4
 BOUNCING = {"half": 0.5, "full": 0.1}  # so many are taken from the scenes that all bounce
+OFTEN = {"circle": 0.4, "square": 1.0, "triangle": 1.0, "star": 1.6}  # the more corners, the longer it takes
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
 # In so many batches picture and sound have noise levels of their own; there, so often one of them is whole.
 SEPARATE = {"half": 0.75, "full": 0.25}
 SOUND_GIVEN, PICTURE_GIVEN = 0.25, 0.5
+# In so many, noise levels are those from which the distilled pipeline's second stage starts its steps.
+FEW_STEPS = {"half": 0.0, "full": 0.45}
 
 
 class Upsampler(nn.Module):
@@ -98,11 +102,13 @@ class SceneBatches:
 
     def __init__(self, scenes: EncodedScenes):
         self.scenes = scenes
+        often = np.array([OFTEN[training_scene(index).shape] for index in range(scenes.varied)])
+        self._chances = often / often.sum()
 
     def __call__(self, number: int) -> Batch:
         size, count = ("half", HALF_BATCH) if number % HALF_EVERY == 0 else ("full", FULL_BATCH)
         rng = np.random.default_rng([number, 82])
-        chosen = rng.integers(self.scenes.varied, size=count)
+        chosen = rng.choice(self.scenes.varied, size=count, p=self._chances)
         if len(self.scenes) > self.scenes.varied:
             bouncing = rng.integers(self.scenes.varied, len(self.scenes), size=count)
             chosen = np.where(rng.random(count) < BOUNCING[size], bouncing, chosen)
@@ -125,6 +131,13 @@ class SceneBatches:
         return mx.array(texts)
 
 
+class StepLevels(NoiseLevels):
+    """Noise levels of the distilled pipeline's second stage, which has no later step to mend what one gets wrong."""
+
+    def draw(self, key: mx.array, count: int, tokens: int) -> mx.array:
+        return mx.array(REFINEMENT[:-1])[mx.random.randint(0, len(REFINEMENT) - 1, (count,), key=key)]
+
+
 class BothLosses:
     """One noise level for picture and sound, as when both are made; or one for each; or one of them is given.
 
@@ -136,15 +149,18 @@ class BothLosses:
         noisy = NoiseLevels("uniform", min_value=0.5)
         self.joint = FlowLoss(levels, FIRST_FRAME)
         self.separate = FlowLoss(noisy, FIRST_FRAME, True, SOUND_GIVEN, PICTURE_GIVEN)
+        self.few_steps = FlowLoss(StepLevels(), FIRST_FRAME)
 
     def __call__(self, model: nn.Module, batch: Batch, key: mx.array) -> dict[str, mx.array]:
         # The key is the batch's, so this choice is too.
         drawn = mx.random.uniform(key=key).item()
         size = "half" if batch.video_grid == GRIDS["half"][0] else "full"
-        return (self.separate if drawn < SEPARATE[size] else self.joint)(model, batch, key)
+        if drawn < SEPARATE[size]:
+            return self.separate(model, batch, key)
+        return (self.few_steps if drawn < SEPARATE[size] + FEW_STEPS[size] else self.joint)(model, batch, key)
 
 
 def transformer_stage(folder: Path) -> Stage:
     batches = SceneBatches(EncodedScenes(folder))
-    settings = optimization(6000, 1e-3, 0.995, muon=2e-2, batches=2, within="blocks.")
+    settings = optimization(6000, 1e-3, 0.995, muon=1e-2, batches=2, within="blocks.")
     return Stage("transformer", make_transformer(), BothLosses(), batches, settings)

@@ -67,9 +67,15 @@ def test_the_hq_pipeline_asks_twice_per_step(lora, tmp_path):
     assert len(events) == blocks * (2 + 2 + 3)  # the last step also asks at the end of the schedule
 
 
-def test_two_guided_stages_need_the_distilled_lora(tmp_path):
-    with pytest.raises(mlx_ltx.UserError, match="not on this machine yet"):
-        make(pipeline="two-stage", output=tmp_path / "a.mp4", **SMALL)
+@pytest.mark.parametrize("pipeline", ["two-stage", "hq"])
+def test_two_guided_stages_need_the_distilled_lora(pipeline, tmp_path, monkeypatch):
+    """The published one, unless it could only be refused after its download."""
+    request = {"pipeline": pipeline, "output": tmp_path / "a.mp4", **SMALL}
+    with pytest.raises(mlx_ltx.UserError, match=r"is for 48 transformer blocks, this model has 3: .* --distilled-lora"):
+        make(**request)
+    monkeypatch.setattr(mlx_ltx.pipelines.loras, "PUBLISHED_LAYERS", 3)
+    with pytest.raises(mlx_ltx.UserError, match=r"ltx-2\.3-distilled-lora: not on this machine yet"):
+        make(**request)
 
 
 def test_gradient_estimation_is_another_way_to_the_same_prompt(tmp_path):
