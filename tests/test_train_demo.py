@@ -109,15 +109,18 @@ def test_the_transformer_begins_with_nothing_and_its_gates_stay_open():
     assert all((learnt[f"{stream}.proj_out.weight"] == 0).all() for stream in ("video", "audio"))
 
 
+def share_of(scenes, indices, batch):
+    """How much of a batch is taken from some scenes, told by their sounds."""
+    same = mx.all(batch.audio[:, None] == scenes.take("audio", np.array(indices))[None], axis=(2, 3, 4))
+    return mx.any(same, axis=1).astype(mx.float32).mean().item()
+
+
 def test_one_batch_in_four_is_of_half_size_and_has_more_that_bounces(folder, monkeypatch):
     monkeypatch.setattr(diffusion, "HALF_BATCH", 200)
     scenes = latents.EncodedScenes(folder)
     batches = diffusion.SceneBatches(scenes)
     assert [batches(number).video.shape[2:4] for number in range(5)] == [(3, 4), *[(6, 8)] * 3, (3, 4)]
-    bouncing = scenes.take("audio", np.array([2, 3]))
-    taken = batches(0).audio
-    share = mx.any(mx.all(taken[:, None] == bouncing[None], axis=(2, 3, 4)), axis=1).astype(mx.float32).mean().item()
-    assert 0.4 < share < 0.6
+    assert 0.4 < share_of(scenes, [2, 3], batches(0)) < 0.6
 
 
 def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
@@ -126,9 +129,7 @@ def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
     scenes = latents.EncodedScenes(folder)
     first, second = (diffusion.OFTEN[latents.training_scene(index).shape] for index in range(scenes.varied))
     assert first != second
-    taken = diffusion.SceneBatches(scenes)(0).audio
-    share = mx.all(taken == scenes.take("audio", np.array([0])), axis=(1, 2, 3)).astype(mx.float32).mean().item()
-    assert abs(share - first / (first + second)) < 0.08
+    assert abs(share_of(scenes, [0], diffusion.SceneBatches(scenes)(0)) - first / (first + second)) < 0.08
 
 
 def test_some_noise_levels_are_those_of_the_second_stage():

@@ -139,7 +139,8 @@ class StepLevels(NoiseLevels):
 
 
 class BothLosses:
-    """One noise level for picture and sound, as when both are made; or one for each; or one of them is given.
+    """One noise level for picture and sound, as when both are made, anywhere or where a few steps start; or one for
+    each, and one of them may be given.
 
     With one level, each shows through its own noise most of what the other could tell.
     """
