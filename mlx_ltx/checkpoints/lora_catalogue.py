@@ -54,6 +54,7 @@ def _camera(move: str, nbytes: int) -> LoraEntry:
 # Lightricks' list for LTX-2.3 names the camera moves, the detailer and the pose control of the 19B model as well: they
 # were not trained again. The others are for the generation in their names alone.
 BOTH = ("2", "2.3")
+PUBLISHED_LAYERS = 48  # transformer blocks of the models that they are for
 # fmt: off
 LORAS: dict[str, LoraEntry] = {
     entry.name: entry

@@ -13,12 +13,19 @@ from mlx_ltx.checkpoints.hub import (
     list_repository,
     plan_parts,
 )
-from mlx_ltx.checkpoints.lora_catalogue import LORAS, LoraEntry, find_lora, find_lora_file, generation_of
+from mlx_ltx.checkpoints.lora_catalogue import (
+    LORAS,
+    PUBLISHED_LAYERS,
+    LoraEntry,
+    find_lora,
+    find_lora_file,
+    generation_of,
+)
 from mlx_ltx.checkpoints.resolve import HUB_ID, MissingFiles, looks_like_a_path, safetensors_names
 from mlx_ltx.errors import UserError
 
 
-def resolve_lora(source: str, version: tuple[int, ...] | None = None) -> Path:
+def resolve_lora(source: str, version: tuple[int, ...] | None = None, layers: int | None = None) -> Path:
     """The local file of a LoRA.
 
     Args:
@@ -26,13 +33,14 @@ def resolve_lora(source: str, version: tuple[int, ...] | None = None) -> Path:
             ``owner/name`` or ``owner/name:file.safetensors`` on the hub.
         version: the checkpoint's model version; a LoRA that is published for another generation is refused. The
             published files are known by their names, wherever they lie.
+        layers: the model's transformer blocks; a published LoRA that cannot fit is refused instead of downloaded.
 
     Raises:
         MissingFiles: it has to be downloaded first.
-        UserError: there is no such LoRA, or it is for another generation.
+        UserError: there is no such LoRA, or it is for another generation or for a larger model.
     """
     if entry := find_lora(source):
-        return _resolve_lora_entry(entry, source, version)
+        return _resolve_lora_entry(entry, source, version, layers)
     path = Path(source).expanduser()
     if path.exists():
         path = _only_file(path) if path.is_dir() else path
@@ -42,7 +50,7 @@ def resolve_lora(source: str, version: tuple[int, ...] | None = None) -> Path:
             _check_generation(known, source, version)
         return path
     if (match := HUB_ID.fullmatch(source)) and not looks_like_a_path(source):
-        return _resolve_lora_on_hub(match["repo"], match["file"], source, version)
+        return _resolve_lora_on_hub(match["repo"], match["file"], source, version, layers)
     if looks_like_a_path(source):
         raise UserError(f"--lora {source}: there is nothing at that path")
     similar = similar_names(source, list(LORAS))
@@ -55,10 +63,12 @@ def loras_on_disk() -> list[LoraEntry]:
     return [entry for entry in LORAS.values() if cached_path(entry.file)]
 
 
-def _resolve_lora_entry(entry: LoraEntry, source: str, version: tuple[int, ...] | None) -> Path:
+def _resolve_lora_entry(entry: LoraEntry, source: str, version: tuple[int, ...] | None, layers: int | None) -> Path:
     _check_generation(entry, source, version)
     if path := cached_path(entry.file):
         return path
+    if layers not in (None, PUBLISHED_LAYERS):
+        raise UserError(f"--lora {source}: is for {PUBLISHED_LAYERS} transformer blocks, but this model has {layers}")
     raise MissingFiles(plan_parts(entry.name, [entry.file]))
 
 
@@ -81,11 +91,13 @@ def _only_file(folder: Path) -> Path:
     return files[0]
 
 
-def _resolve_lora_on_hub(repo: str, name: str | None, source: str, version: tuple[int, ...] | None) -> Path:
+def _resolve_lora_on_hub(
+    repo: str, name: str | None, source: str, version: tuple[int, ...] | None, layers: int | None
+) -> Path:
     check_repository_name(repo)
     known = [e for e in LORAS.values() if e.file.repo.lower() == repo.lower() and name in (None, e.file.name)]
     if len(known) == 1:
-        return _resolve_lora_entry(known[0], source, version)
+        return _resolve_lora_entry(known[0], source, version, layers)
     if name is not None and (elsewhere := find_lora_file(PurePosixPath(name).name)):
         _check_generation(elsewhere, source, version)
     if name is not None and (path := cached_path(RemoteFile(repo, name, 0))):

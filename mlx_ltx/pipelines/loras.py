@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlx_ltx.checkpoints.lora import Lora, LoraFile
-from mlx_ltx.checkpoints.lora_catalogue import camera_lora, distilled_lora, generation_of
+from mlx_ltx.checkpoints.lora_catalogue import PUBLISHED_LAYERS, camera_lora, distilled_lora, generation_of
 from mlx_ltx.checkpoints.lora_resolve import resolve_lora
 from mlx_ltx.checkpoints.lora_switch import check_loras
 from mlx_ltx.errors import UserError
 from mlx_ltx.models.transformer_config import TransformerConfig
 from mlx_ltx.request import LoraInput, Request
-
-PUBLISHED_LAYERS = 48  # of every generation's transformer
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,22 @@ def choose_loras(
     first: list[Lora] = []
     second: list[Lora] = []
     for given in named:
-        lora = _open(given.source, given.strength, version)
+        lora = _open(given, version, transformer)
         if given.stage in (None, 1):
             first.append(lora)
         if given.stage == 2 or (given.stage is None and not first_only):
             second.append(lora)
     if distilled is not None:
         given = request.distilled_lora or _published_distilled_lora(version, transformer)
-        file = _open(given.source, 1.0, version).file
+        file = _open(given, version, transformer).file
         first += [Lora(file, distilled[0])] if distilled[0] else []
         second += [Lora(file, distilled[1] * given.strength)]
     warnings = [*_check(first, transformer), *_check(second, transformer)]
     return StageLoras(tuple(first), tuple(second), tuple(dict.fromkeys(warnings)))
 
 
-def _open(source: str, strength: float, version: tuple[int, ...]) -> Lora:
-    return Lora(LoraFile(resolve_lora(source, version)), strength)
+def _open(given: LoraInput, version: tuple[int, ...], transformer: TransformerConfig) -> Lora:
+    return Lora(LoraFile(resolve_lora(given.source, version, transformer.layers)), given.strength)
 
 
 def _check(loras: Sequence[Lora], transformer: TransformerConfig) -> list[str]:

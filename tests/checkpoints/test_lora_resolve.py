@@ -132,6 +132,14 @@ def test_another_generations_lora_is_refused_before_it_is_downloaded(no_hub, sou
     assert f"is for LTX-{other}, but the model is LTX-{generation_of(version)}" in refused(source, version)
 
 
+@pytest.mark.parametrize("source", ["camera-dolly-in", LORAS["camera-dolly-in"].file.repo])
+def test_a_published_lora_that_cannot_fit_is_refused_before_it_is_downloaded(no_hub, tmp_path, source):
+    with pytest.raises(UserError, match=f"--lora {source}: is for 48 transformer blocks, but this model has 4"):
+        resolve_lora(source, LTX_2_3, 4)
+    with pytest.raises(MissingFiles):
+        resolve_lora(source, LTX_2_3, 48)
+
+
 def test_a_published_file_is_known_by_its_name_wherever_it_lies(no_hub, tmp_path):
     path = tmp_path / "ltx-2-19b-distilled-lora-384.safetensors"
     path.write_bytes(b"")

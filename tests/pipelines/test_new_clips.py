@@ -73,7 +73,8 @@ def test_two_guided_stages_need_the_distilled_lora(pipeline, tmp_path, monkeypat
     request = {"pipeline": pipeline, "output": tmp_path / "a.mp4", **SMALL}
     with pytest.raises(mlx_ltx.UserError, match=r"is for 48 transformer blocks, this model has 3: .* --distilled-lora"):
         make(**request)
-    monkeypatch.setattr(mlx_ltx.pipelines.loras, "PUBLISHED_LAYERS", 3)
+    for module in (mlx_ltx.pipelines.loras, mlx_ltx.checkpoints.lora_resolve):
+        monkeypatch.setattr(module, "PUBLISHED_LAYERS", 3)
     with pytest.raises(mlx_ltx.UserError, match=r"ltx-2\.3-distilled-lora: not on this machine yet"):
         make(**request)
 
@@ -246,7 +247,10 @@ def test_a_lora_can_be_for_one_stage(lora, tmp_path):
     assert not np.allclose(plain["refine"][0].video_x0, second["refine"][0].video_x0, atol=1e-4)
 
 
-def test_a_camera_move_is_a_published_lora(tmp_path):
+def test_a_camera_move_is_a_published_lora(tmp_path, monkeypatch):
+    with pytest.raises(mlx_ltx.UserError, match="camera-dolly-in: is for 48 transformer blocks, but this model has 3"):
+        make(camera="dolly-in", output=tmp_path / "a.mp4", **SMALL)
+    monkeypatch.setattr(mlx_ltx.checkpoints.lora_resolve, "PUBLISHED_LAYERS", 3)
     with pytest.raises(mlx_ltx.UserError, match="camera-dolly-in: not on this machine yet"):
         make(camera="dolly-in", output=tmp_path / "a.mp4", **SMALL)
     with pytest.raises(mlx_ltx.UserError, match="--camera sideways: must be one of dolly-in"):
