@@ -14,6 +14,7 @@ from demo_scenes import draw, make_scene, play
 from demo_training import diffusion, latents, sound, text, video
 from demo_training.stage import Stage, optimization, train, use_weights
 from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
+from mlx_ltx.models.transformer import Velocities
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
     monkeypatch.setattr(diffusion, "HALF_BATCH", 400)
     monkeypatch.setattr(diffusion, "BOUNCING", {"half": 0.0, "full": 0.0})
     scenes = latents.EncodedScenes(folder)
-    first, second = (diffusion.OFTEN[latents.training_scene(index).shape] for index in range(scenes.varied))
+    first, second = (diffusion.how_often(latents.training_scene(index)) for index in range(scenes.varied))
     assert first != second
     assert abs(share_of(scenes, [0], diffusion.SceneBatches(scenes)(0)) - first / (first + second)) < 0.08
 
@@ -137,6 +138,69 @@ def test_some_noise_levels_are_those_of_the_second_stage():
     drawn, counts = np.unique(np.array(levels), return_counts=True)
     np.testing.assert_array_equal(drawn, np.array(sorted(diffusion.REFINEMENT[:-1]), np.float32))
     assert counts.min() > 70
+
+
+class Asked:
+    """Instead of a transformer: keeps what it was asked, and predicts nothing."""
+
+    def __init__(self):
+        self.rope = diffusion.make_transformer().rope
+
+    def __call__(self, video, audio):
+        self.video, self.audio = video, audio
+        return Velocities(mx.zeros_like(video.latent), mx.zeros_like(audio.latent))
+
+
+def test_shapes_that_turn_are_taken_more_often_than_others():
+    turning, resting = (diffusion.how_often(make_scene(1, shape="star", motion=motion)) for motion in ("rotate", "up"))
+    assert turning == diffusion.TURNING * resting > resting
+    assert diffusion.how_often(make_scene(1, shape="square", motion="up")) < resting
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_few_steps_lead_from_other_shapes_to_the_scene(number, folder, monkeypatch):
+    """Of scenes under the same noise; how far they are distorted shows in what is seen, and in the target."""
+    batch = diffusion.SceneBatches(latents.EncodedScenes(folder))(number)
+    batch = replace(batch, other=batch.video + mx.random.normal(batch.video.shape, key=mx.random.key(9)))
+    asked, losses = [], []
+    for distortion in ((0, 1e-9), (0.5, 0.5 + 1e-6)):
+        monkeypatch.setattr(diffusion, "DISTORTION", distortion)
+        model = Asked()
+        losses.append(diffusion.FewSteps(0.0)(model, batch, mx.random.key(3)))
+        asked.append(model)
+    plain, distorted = asked
+    assert (plain.audio.latent == distorted.audio.latent).all()
+    assert set(np.array(plain.video.sigma).tolist()) <= set(np.array(diffusion.REFINEMENT, np.float32).tolist())
+    change = batch.video_grid.patchify(batch.other - batch.video)
+    level = plain.video.sigma[:, None, None]
+    expected = plain.video.latent + 0.5 * (1 - level) * change
+    assert mx.allclose(distorted.video.latent, expected, atol=1e-4)
+    clean = batch.video_grid.patchify(batch.video)
+    for model, loss in zip(asked, losses, strict=True):  # nothing was predicted, so the loss is that of the target
+        assert abs(loss["video"].item() - mx.mean(mx.square((model.video.latent - clean) / level)).item()) < 1e-4
+
+
+def test_a_given_first_frame_is_never_distorted(folder, monkeypatch):
+    monkeypatch.setattr(diffusion, "DISTORTION", (0.5, 0.8))
+    batch = diffusion.SceneBatches(latents.EncodedScenes(folder))(1)
+    batch = replace(batch, other=batch.video + 1)
+    model = Asked()
+    diffusion.FewSteps(1.0)(model, batch, mx.random.key(3))
+    frame = batch.video_grid.tokens_per_frame
+    clean = batch.video_grid.patchify(batch.video)
+    assert (model.video.latent[:, :frame] == clean[:, :frame]).all()
+    assert mx.abs(model.video.latent[:, frame:] - clean[:, frame:]).max() > 0.1
+
+
+def test_other_latents_are_those_of_the_same_scene_with_another_shape(folder):
+    scenes, encoders = latents.EncodedScenes(folder), latents.Encoders(folder)
+    for index in range(4):
+        scene = latents.training_scene(index)
+        other = latents.with_another_shape(scene, index)
+        assert (other.shape == "circle") == (scene.shape != "circle")
+        assert replace(other, shape=scene.shape) == scene
+        wanted = encoders.video.encoder.statistics.normalize(encoders.picture(draw(other)))
+        assert mx.allclose(scenes.take("other.full", np.array([index]))[0], wanted, atol=2e-2)
 
 
 def test_the_packed_vocoder_makes_each_side_of_its_own_spectrogram():

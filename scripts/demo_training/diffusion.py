@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from demo_scenes import Scene
 from demo_training.latents import FULL, EncodedScenes, Encoders, grids, training_scene
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
@@ -16,7 +18,7 @@ from mlx_ltx.models.transformer import Transformer, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.sampling.schedules import REFINEMENT
-from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels
+from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels, velocity_loss
 
 GRIDS = {"half": grids(FULL.halved()), "full": grids(FULL)}
 UPSAMPLER_BATCH = 4
@@ -26,13 +28,15 @@ HALF_BATCH, FULL_BATCH = 12, 3
 HALF_EVERY = 4
 BOUNCING = {"half": 0.5, "full": 0.1}  # so many are taken from the scenes that all bounce
 OFTEN = {"circle": 0.4, "square": 1.0, "triangle": 1.0, "star": 1.6}  # the more corners, the longer it takes
+TURNING = 2.5  # and so much more often if it turns
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
 # In so many batches picture and sound have noise levels of their own; there, so often one of them is whole.
-SEPARATE = {"half": 0.75, "full": 0.25}
+SEPARATE = {"half": 0.65, "full": 0.25}
 SOUND_GIVEN, PICTURE_GIVEN = 0.25, 0.5
-# In so many, noise levels are those from which the distilled pipeline's second stage starts its steps.
-FEW_STEPS = {"half": 0.0, "full": 0.45}
+# In so many, outlines are to be mended, at the noise levels of the distilled pipeline's second stage.
+FEW_STEPS = {"half": 0.15, "full": 0.45}
+DISTORTION = (-0.4, 0.8)  # there, shapes are so far on their way to another one; below 0 they are as they are
 
 
 class Upsampler(nn.Module):
@@ -61,7 +65,7 @@ def upsampler_stage(folder: Path) -> Stage:
         chosen = np.random.default_rng([number, 81]).integers(len(scenes), size=UPSAMPLER_BATCH)
         return scenes.take("half", chosen), scenes.take("full", chosen)
 
-    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(400, 1e-3, muon=5e-3))
+    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(6000, 1e-3, muon=1.2e-2))
 
 
 def make_transformer(seed: int = 1) -> Transformer:
@@ -97,15 +101,27 @@ def _make_zero(linear: nn.Linear) -> None:
     linear.weight, linear.bias = mx.zeros_like(linear.weight), mx.zeros_like(linear.bias)
 
 
+@dataclass(frozen=True)
+class SceneBatch(Batch):
+    """Scenes of one size, and the latents of the same ones with other shapes in them."""
+
+    other: mx.array | None = None
+
+
+def how_often(scene: Scene) -> float:
+    """Beside others."""
+    return OFTEN[scene.shape] * (TURNING if scene.motion == "rotate" else 1)
+
+
 class SceneBatches:
     """Batches of encoded scenes by number, at both sizes."""
 
     def __init__(self, scenes: EncodedScenes):
         self.scenes = scenes
-        often = np.array([OFTEN[training_scene(index).shape] for index in range(scenes.varied)])
+        often = np.array([how_often(training_scene(index)) for index in range(scenes.varied)])
         self._chances = often / often.sum()
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> SceneBatch:
         size, count = ("half", HALF_BATCH) if number % HALF_EVERY == 0 else ("full", FULL_BATCH)
         rng = np.random.default_rng([number, 82])
         chosen = rng.choice(self.scenes.varied, size=count, p=self._chances)
@@ -115,12 +131,13 @@ class SceneBatches:
         video_grid, audio_grid = GRIDS[size]
         left_out = rng.random(len(chosen))
         texts = [self._text(f"text.{stream}", chosen, left_out) for stream in ("video", "audio")]
-        return Batch(
+        return SceneBatch(
             TextContext(*texts),
             self.scenes.take(size, chosen),
             self.scenes.take("audio", chosen),
             video_grid,
             audio_grid,
+            other=self.scenes.take(f"other.{size}", chosen),
         )
 
     def _text(self, name: str, chosen: np.ndarray, left_out: np.ndarray) -> mx.array:
@@ -138,6 +155,32 @@ class StepLevels(NoiseLevels):
         return mx.array(REFINEMENT[:-1])[mx.random.randint(0, len(REFINEMENT) - 1, (count,), key=key)]
 
 
+class FewSteps:
+    """The loss of steps that mend outlines.
+
+    Drafts are blunter than scenes, and so is what a step makes of them; from a scene's own latents under noise a model
+    only learns to trust what it sees. Here the noise is over something between the scene and the same with a circle in
+    it (with corners, if it has a circle itself), and the caption alone says what it should be.
+    """
+
+    def __init__(self, first_frame_probability: float):
+        self.flow = FlowLoss(StepLevels(), first_frame_probability)
+
+    def __call__(self, model: Transformer, batch: SceneBatch, key: mx.array) -> dict[str, mx.array]:
+        key, distortion_key = mx.random.split(key)
+        distortion = mx.maximum(
+            0, mx.random.uniform(*DISTORTION, shape=(batch.samples, 1, 1, 1, 1), key=distortion_key)
+        )
+        seen = batch.video + distortion * (batch.other - batch.video)
+        video, audio = self.flow.noise(model, replace(batch, video=seen), key)
+        clean = batch.video_grid.patchify(batch.video)
+        latent = mx.where(video.weight[..., None] > 0, video.given.latent, clean)
+        target = (latent - clean) / video.given.sigma[:, None, None]
+        video = video._replace(given=replace(video.given, latent=latent), target=target)
+        velocities = model(video.given, audio.given)
+        return {"video": velocity_loss(velocities.video, video), "audio": velocity_loss(velocities.audio, audio)}
+
+
 class BothLosses:
     """One noise level for picture and sound, as when both are made, anywhere or where a few steps start; or one for
     each, and one of them may be given.
@@ -150,9 +193,9 @@ class BothLosses:
         noisy = NoiseLevels("uniform", min_value=0.5)
         self.joint = FlowLoss(levels, FIRST_FRAME)
         self.separate = FlowLoss(noisy, FIRST_FRAME, True, SOUND_GIVEN, PICTURE_GIVEN)
-        self.few_steps = FlowLoss(StepLevels(), FIRST_FRAME)
+        self.few_steps = FewSteps(FIRST_FRAME)
 
-    def __call__(self, model: nn.Module, batch: Batch, key: mx.array) -> dict[str, mx.array]:
+    def __call__(self, model: nn.Module, batch: SceneBatch, key: mx.array) -> dict[str, mx.array]:
         # The key is the batch's, so this choice is too.
         drawn = mx.random.uniform(key=key).item()
         size = "half" if batch.video_grid == GRIDS["half"][0] else "full"

@@ -1,11 +1,13 @@
 """All training scenes, encoded once: what the upsampler and the transformer learn from.
 
-A file per fifty scenes, so that encoding goes on where it stopped: normalised latents of both sizes of the picture
-and of the sound, and embeddings of the captions, all float16.
+A file per fifty scenes, so that encoding goes on where it stopped: normalised latents of both sizes of the picture, of
+the same with another shape, and of the sound, and embeddings of the captions, all float16.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -92,6 +94,12 @@ def training_scene(index: int) -> demo_scenes.Scene:
     return demo_scenes.make_scene(FIRST_SEED + index, **({} if index < VARIED else {"motion": "bounce"}))
 
 
+def with_another_shape(scene: demo_scenes.Scene, index: int) -> demo_scenes.Scene:
+    """The same with a circle, or, if it is one, with any of the others; the sound and the caption stay the shape's."""
+    others = demo_scenes.SHAPES[1:]
+    return replace(scene, shape="circle" if scene.shape in others else others[index % len(others)])
+
+
 def encode(folder: Path, scenes: int = SCENES) -> None:
     """Encode what is not encoded yet."""
     encoders = Encoders(folder)
@@ -103,14 +111,14 @@ def encode(folder: Path, scenes: int = SCENES) -> None:
         path = encoders.file.with_name(f"scenes-{first:05}.safetensors")
         if path.exists():
             continue
-        found: dict[str, list[np.ndarray]] = {"full": [], "half": [], "audio": []}
+        found: dict[str, list[np.ndarray]] = defaultdict(list)
         batch = [training_scene(index) for index in range(first, first + AT_ONCE)]
-        for scene in batch:
-            frames = demo_scenes.draw(scene)
-            small = demo_scenes.draw(scene, FULL.width // 2, FULL.height // 2)
-            video_statistics = encoders.video.encoder.statistics
-            found["full"].append(_half(video_statistics.normalize(encoders.picture(frames))))
-            found["half"].append(_half(video_statistics.normalize(encoders.picture(small))))
+        for index, scene in enumerate(batch):
+            for kind, drawn in (("", scene), ("other.", with_another_shape(scene, first + index))):
+                for name, clip in (("full", FULL), ("half", FULL.halved())):
+                    frames = demo_scenes.draw(drawn, clip.width, clip.height)
+                    latent = encoders.video.encoder.statistics.normalize(encoders.picture(frames))
+                    found[kind + name].append(_half(latent))
             latent = encoders.waveform(demo_scenes.play(scene, sound.RATE))
             found["audio"].append(_half(_normalize_sound(encoders, latent)))
         arrays = {name: mx.array(np.stack(values)) for name, values in found.items()}
@@ -135,7 +143,8 @@ def _normalize_sound(encoders: Encoders, latent: mx.array) -> mx.array:
 
 
 class EncodedScenes:
-    """All encoded scenes in memory, float16, by kind: ``full``, ``half``, ``audio``, ``text.video``, ``text.audio``."""
+    """All encoded scenes in memory, float16, by kind: ``full``, ``half``, ``other.full``, ``other.half``, ``audio``,
+    ``text.video``, ``text.audio``."""
 
     def __init__(self, folder: Path):
         files = sorted((folder / "latents").glob("scenes-*.safetensors"))

@@ -19,6 +19,7 @@ from mlx_ltx.request import ImageInput
         ("A red circle moves to the right on a black background.", "red", "right", "circle"),
         ("A blue square moves to the left.", "blue", "left", "square"),
         ("A yellow triangle rises over a plain navy background.", "yellow", "up", "triangle"),
+        ("A yellow star moves to the right on a black background.", "yellow", "right", "star"),
     ],
 )
 def test_a_clip_does_what_its_prompt_says(make, prompt, colour, motion, shape):

@@ -12,7 +12,7 @@ from mlx_ltx.training.precompute import precompute
 from mlx_ltx.training.trainer import train
 
 TURQUOISE = (40, 200, 190)
-CLIPS = 12
+CLIPS, STEPS = 12, 200
 
 
 def apart(colour, other):
@@ -33,14 +33,14 @@ def test_a_new_colour(make, film, embedded, tmp_path, monkeypatch):
             "model": {"model_path": str(embedded)},
             "lora": {"rank": 8, "alpha": 8},
             "training_strategy": {"with_audio": True},
-            "optimization": {"learning_rate": 3e-3, "steps": 120, "batch_size": 4, "scheduler_type": "cosine"},
+            "optimization": {"learning_rate": 3e-3, "steps": STEPS, "batch_size": 4, "scheduler_type": "cosine"},
             "acceleration": {"mixed_precision_mode": "no"},
             "data": {
                 "preprocessed_data_root": str(tmp_path / "latents"),
                 "dataset": str(dataset),
                 "resolution_buckets": ["128x96x49"],
             },
-            "checkpoints": {"interval": 120},
+            "checkpoints": {"interval": STEPS},
             "output_dir": str(tmp_path / "out"),
         }
     )
