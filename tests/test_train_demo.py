@@ -12,9 +12,10 @@ import train_demo
 from demo_measures import look
 from demo_scenes import draw, make_scene, play
 from demo_training import diffusion, latents, sound, text, video
+from demo_training.layout import CONFIG
 from demo_training.stage import Stage, optimization, train, use_weights
 from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
-from mlx_ltx.models.transformer import Velocities
+from mlx_ltx.models.transformer import Transformer, TransformerConfig, Velocities
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,12 @@ def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
     assert abs(share_of(scenes, [0], diffusion.SceneBatches(scenes)(0)) - first / (first + second)) < 0.08
 
 
+def test_shapes_that_turn_are_taken_more_often_than_others():
+    turning, resting = (diffusion.how_often(make_scene(1, shape="star", motion=motion)) for motion in ("rotate", "up"))
+    assert turning == diffusion.TURNING * resting > resting
+    assert diffusion.how_often(make_scene(1, shape="square", motion="up")) < resting
+
+
 def test_some_noise_levels_are_those_of_the_second_stage():
     levels = diffusion.StepLevels().draw(mx.random.key(1), 300, 336)
     drawn, counts = np.unique(np.array(levels), return_counts=True)
@@ -140,21 +147,15 @@ def test_some_noise_levels_are_those_of_the_second_stage():
     assert counts.min() > 70
 
 
-class Asked:
-    """Instead of a transformer: keeps what it was asked, and predicts nothing."""
+class Asked(Transformer):
+    """Keeps what it was asked, and predicts nothing."""
 
     def __init__(self):
-        self.rope = diffusion.make_transformer().rope
+        super().__init__(TransformerConfig.from_metadata(CONFIG))
 
     def __call__(self, video, audio):
-        self.video, self.audio = video, audio
+        self.video_input, self.audio_input = video, audio
         return Velocities(mx.zeros_like(video.latent), mx.zeros_like(audio.latent))
-
-
-def test_shapes_that_turn_are_taken_more_often_than_others():
-    turning, resting = (diffusion.how_often(make_scene(1, shape="star", motion=motion)) for motion in ("rotate", "up"))
-    assert turning == diffusion.TURNING * resting > resting
-    assert diffusion.how_often(make_scene(1, shape="square", motion="up")) < resting
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -166,18 +167,18 @@ def test_few_steps_lead_from_other_shapes_to_the_scene(number, folder, monkeypat
     for distortion in ((0, 1e-9), (0.5, 0.5 + 1e-6)):
         monkeypatch.setattr(diffusion, "DISTORTION", distortion)
         model = Asked()
-        losses.append(diffusion.FewSteps(0.0)(model, batch, mx.random.key(3)))
+        losses.append(diffusion.FewSteps(diffusion.StepLevels())(model, batch, mx.random.key(3)))
         asked.append(model)
     plain, distorted = asked
-    assert (plain.audio.latent == distorted.audio.latent).all()
-    assert set(np.array(plain.video.sigma).tolist()) <= set(np.array(diffusion.REFINEMENT, np.float32).tolist())
+    assert (plain.audio_input.latent == distorted.audio_input.latent).all()
+    assert set(np.array(plain.video_input.sigma).tolist()) <= set(np.array(diffusion.REFINEMENT, np.float32).tolist())
     change = batch.video_grid.patchify(batch.other - batch.video)
-    level = plain.video.sigma[:, None, None]
-    expected = plain.video.latent + 0.5 * (1 - level) * change
-    assert mx.allclose(distorted.video.latent, expected, atol=1e-4)
+    level = plain.video_input.sigma[:, None, None]
+    expected = plain.video_input.latent + 0.5 * (1 - level) * change
+    assert mx.allclose(distorted.video_input.latent, expected, atol=1e-4)
     clean = batch.video_grid.patchify(batch.video)
     for model, loss in zip(asked, losses, strict=True):  # nothing was predicted, so the loss is that of the target
-        assert abs(loss["video"].item() - mx.mean(mx.square((model.video.latent - clean) / level)).item()) < 1e-4
+        assert abs(loss["video"].item() - mx.mean(mx.square((model.video_input.latent - clean) / level)).item()) < 1e-4
 
 
 def test_a_given_first_frame_is_never_distorted(folder, monkeypatch):
@@ -185,11 +186,11 @@ def test_a_given_first_frame_is_never_distorted(folder, monkeypatch):
     batch = diffusion.SceneBatches(latents.EncodedScenes(folder))(1)
     batch = replace(batch, other=batch.video + 1)
     model = Asked()
-    diffusion.FewSteps(1.0)(model, batch, mx.random.key(3))
+    diffusion.FewSteps(diffusion.StepLevels(), 1.0)(model, batch, mx.random.key(3))
     frame = batch.video_grid.tokens_per_frame
     clean = batch.video_grid.patchify(batch.video)
-    assert (model.video.latent[:, :frame] == clean[:, :frame]).all()
-    assert mx.abs(model.video.latent[:, frame:] - clean[:, frame:]).max() > 0.1
+    assert (model.video_input.latent[:, :frame] == clean[:, :frame]).all()
+    assert mx.abs(model.video_input.latent[:, frame:] - clean[:, frame:]).max() > 0.1
 
 
 def test_other_latents_are_those_of_the_same_scene_with_another_shape(folder):

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from demo_scenes import Scene
-from demo_training.latents import FULL, EncodedScenes, Encoders, grids, training_scene
+from demo_training.latents import SIZES, EncodedScenes, Encoders, grids, training_scene
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
 from mlx_ltx.models.statistics import ChannelStatistics
@@ -18,9 +18,9 @@ from mlx_ltx.models.transformer import Transformer, TransformerConfig
 from mlx_ltx.models.upsampler import LatentUpsampler, UpsamplerConfig
 from mlx_ltx.sampling.denoise import TextContext
 from mlx_ltx.sampling.schedules import REFINEMENT
-from mlx_ltx.training.flow import Batch, FlowLoss, NoiseLevels, velocity_loss
+from mlx_ltx.training.flow import Batch, FlowLoss, Noised, NoiseLevels
 
-GRIDS = {"half": grids(FULL.halved()), "full": grids(FULL)}
+GRIDS = {size: grids(clip) for size, clip in SIZES.items()}
 UPSAMPLER_BATCH = 4
 # Half-size clips are cheap and say all about content; full-size ones are for outlines, which take the longest to learn.
 # A batch of either takes the same time.
@@ -109,7 +109,7 @@ class SceneBatch(Batch):
 
 
 def how_often(scene: Scene) -> float:
-    """Beside others."""
+    """How often it is taken, beside other scenes."""
     return OFTEN[scene.shape] * (TURNING if scene.motion == "rotate" else 1)
 
 
@@ -155,7 +155,7 @@ class StepLevels(NoiseLevels):
         return mx.array(REFINEMENT[:-1])[mx.random.randint(0, len(REFINEMENT) - 1, (count,), key=key)]
 
 
-class FewSteps:
+class FewSteps(FlowLoss):
     """The loss of steps that mend outlines.
 
     Drafts are blunter than scenes, and so is what a step makes of them; from a scene's own latents under noise a model
@@ -163,22 +163,17 @@ class FewSteps:
     it (with corners, if it has a circle itself), and the caption alone says what it should be.
     """
 
-    def __init__(self, first_frame_probability: float):
-        self.flow = FlowLoss(StepLevels(), first_frame_probability)
-
-    def __call__(self, model: Transformer, batch: SceneBatch, key: mx.array) -> dict[str, mx.array]:
+    def noise(self, model: Transformer, batch: SceneBatch, key: mx.array) -> tuple[Noised, Noised]:
         key, distortion_key = mx.random.split(key)
         distortion = mx.maximum(
             0, mx.random.uniform(*DISTORTION, shape=(batch.samples, 1, 1, 1, 1), key=distortion_key)
         )
         seen = batch.video + distortion * (batch.other - batch.video)
-        video, audio = self.flow.noise(model, replace(batch, video=seen), key)
+        video, audio = super().noise(model, replace(batch, video=seen), key)
         clean = batch.video_grid.patchify(batch.video)
         latent = mx.where(video.weight[..., None] > 0, video.given.latent, clean)
         target = (latent - clean) / video.given.sigma[:, None, None]
-        video = video._replace(given=replace(video.given, latent=latent), target=target)
-        velocities = model(video.given, audio.given)
-        return {"video": velocity_loss(velocities.video, video), "audio": velocity_loss(velocities.audio, audio)}
+        return video._replace(given=replace(video.given, latent=latent), target=target), audio
 
 
 class BothLosses:
@@ -193,7 +188,7 @@ class BothLosses:
         noisy = NoiseLevels("uniform", min_value=0.5)
         self.joint = FlowLoss(levels, FIRST_FRAME)
         self.separate = FlowLoss(noisy, FIRST_FRAME, True, SOUND_GIVEN, PICTURE_GIVEN)
-        self.few_steps = FewSteps(FIRST_FRAME)
+        self.few_steps = FewSteps(StepLevels(), FIRST_FRAME)
 
     def __call__(self, model: nn.Module, batch: SceneBatch, key: mx.array) -> dict[str, mx.array]:
         # The key is the batch's, so this choice is too.

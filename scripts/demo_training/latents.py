@@ -29,6 +29,7 @@ FIRST_SEED = 5_000_000
 SMALLEST_STD = 1e-3  # of a channel that says nothing
 
 FULL = ClipShape(demo_scenes.FRAMES, demo_scenes.HEIGHT, demo_scenes.WIDTH, demo_scenes.FPS)
+SIZES = {"full": FULL, "half": FULL.halved()}  # of the two stages of the two-stage pipelines
 
 
 def grids(clip: ClipShape) -> tuple[VideoGrid, AudioGrid]:
@@ -73,8 +74,8 @@ class Encoders:
         pictures, sounds = [], []
         for seed in range(FIRST_SEED - STATISTICS_SCENES, FIRST_SEED):
             scene = demo_scenes.make_scene(seed)
-            for width, height in ((FULL.width, FULL.height), (FULL.width // 2, FULL.height // 2)):
-                pictures.append(np.array(self.picture(demo_scenes.draw(scene, width, height))))
+            for clip in SIZES.values():
+                pictures.append(np.array(self.picture(demo_scenes.draw(scene, clip.width, clip.height))))
             sounds.append(np.array(self.waveform(demo_scenes.play(scene, sound.RATE))))
         # The two sizes count alike, although one has four times as many latents.
         weighted = [latent.reshape(-1, latent.shape[-1]) for latent in pictures]
@@ -115,7 +116,7 @@ def encode(folder: Path, scenes: int = SCENES) -> None:
         batch = [training_scene(index) for index in range(first, first + AT_ONCE)]
         for index, scene in enumerate(batch):
             for kind, drawn in (("", scene), ("other.", with_another_shape(scene, first + index))):
-                for name, clip in (("full", FULL), ("half", FULL.halved())):
+                for name, clip in SIZES.items():
                     frames = demo_scenes.draw(drawn, clip.width, clip.height)
                     latent = encoders.video.encoder.statistics.normalize(encoders.picture(frames))
                     found[kind + name].append(_half(latent))
