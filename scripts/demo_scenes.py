@@ -55,7 +55,7 @@ class Scene:
         end: the background's colour at the bottom, where it fades from ``background`` at the top; None if it is plain.
         size: of the shape, a name in ``RADII`` (ignored by growing and shrinking ones).
         centre: where the middle of its path lies, x to the right and y downwards.
-        reach: how far it moves in all, how high it bounces, how much of a turn it rotates.
+        reach: how far it moves in all, how high it bounces, how much of a turn it rotates clockwise.
         period: seconds from one bounce to the next.
         first: when it lands first.
         caption: a sentence that says so.
@@ -191,7 +191,7 @@ def make_scene(seed: int, **fixed: str) -> Scene:
         reach = rng.uniform(0.8, 1.0) * (0.98 - 2 * radius)
         y = 0.5
     elif motion == "rotate":
-        reach *= rng.choice([-1, 1])
+        reach = 0.5 + 0.02 * rng.choice([-1, 1])  # Always clockwise: what could turn either way comes out round.
     scene = Scene(colour, shape, motion, background, end, size, (x, y), reach, period, first, "")
     return replace(scene, caption=write_caption(rng, scene))
 

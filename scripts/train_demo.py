@@ -22,7 +22,7 @@ from demo_training.stage import Stage, optimization, train
 TRAININGS: dict[str, Callable[[Path], Stage]] = {
     "text": lambda folder: Stage("text", text.TextSide(), text.loss, text.batch, optimization(300, 1.5e-3)),
     "video-vae": lambda folder: Stage(
-        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(4500, 5e-4, 0.99, muon=5e-3)
+        "video-vae", video.VideoAutoencoder(), video.loss, video.batch, optimization(8000, 5e-4, 0.99, muon=5e-3)
     ),
     "audio-vae": lambda folder: Stage(
         "audio-vae", sound.AudioAutoencoder(), sound.sound_loss, sound.mel_batch, optimization(1500, 1e-3, muon=5e-3)

@@ -54,6 +54,16 @@ def test_everything_occurs_and_captions_vary():
     assert not any(scene.motion == "rotate" and scene.shape == "circle" for scene in SCENES)
 
 
+def test_what_rotates_turns_clockwise_by_about_half_a_turn():
+    turning = [scene for scene in SCENES if scene.motion == "rotate"]
+    assert {scene.reach for scene in turning} == {0.48, 0.52}
+    triangle = next(scene for scene in turning if scene.shape == "triangle")
+    frame = round(triangle.frames / 6)  # the corner at the top is 30 degrees on, so another one points to the left
+    columns = np.flatnonzero(look(draw(triangle)).masks[frame].any(axis=0)) / HEIGHT
+    middle = triangle.centre[0]
+    assert middle - columns.min() > columns.max() - middle + 0.02
+
+
 @pytest.mark.parametrize("scene", SCENES[:100], ids=lambda scene: scene.caption[:40])
 def test_captions_say_what_is_there(scene):
     caption = scene.caption.lower()

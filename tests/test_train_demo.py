@@ -90,6 +90,12 @@ def test_latents_have_about_unit_variance(folder):
     assert (shape[0].tokens, shape[1].tokens) == (7 * 48, 51)
 
 
+def test_half_of_the_clips_and_some_more_bounce_when_the_video_autoencoder_learns():
+    motions = [video.training_scene(seed).motion for seed in range(400)]
+    assert abs(motions.count("bounce") / 400 - (video.BOUNCING + (1 - video.BOUNCING) / 8)) < 0.06
+    assert len(set(motions)) == 8
+
+
 def test_captions_are_left_out_now_and_then(folder, monkeypatch):
     monkeypatch.setattr(diffusion, "HALF_BATCH", 200)
     scenes = latents.EncodedScenes(folder)
@@ -269,3 +275,13 @@ def test_batches_are_the_same_for_the_same_number():
     assert pair.waveform.shape == (4, 8000, 2)
     mel = sound.spectrogram(play(make_scene(1), sound.RATE)[None])
     assert mel.shape[1] == 205
+
+
+def test_the_vocoder_learns_ends_where_decoded_sounds_end():
+    """Before that, it ended one clip in six with a click."""
+    latent = mx.zeros((1, latents.grids(latents.FULL)[1].frames, 16, 4))
+    assert sound.AudioAutoencoder().decoder(latent).shape[1] == sound.CLIP_FRAMES
+    pair = sound.vocoder_batch(2)
+    mel = sound.spectrogram(play(make_scene(3_000_008), sound.RATE)[None])
+    np.testing.assert_array_equal(pair.mel[0], mel[0, sound.CLIP_FRAMES - 50 : sound.CLIP_FRAMES])
+    assert pair.counted.stop == 50

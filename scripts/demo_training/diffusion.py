@@ -26,7 +26,7 @@ UPSAMPLER_BATCH = 4
 # A batch of either takes the same time.
 HALF_BATCH, FULL_BATCH = 12, 3
 HALF_EVERY = 4
-BOUNCING = {"half": 0.5, "full": 0.1}  # so many are taken from the scenes that all bounce
+BOUNCING = {"half": 0.5, "full": 0.2}  # so many are taken from the scenes that all bounce
 OFTEN = {"circle": 0.4, "square": 1.0, "triangle": 1.0, "star": 1.6}  # the more corners, the longer it takes
 TURNING = 2.5  # and so much more often if it turns
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt

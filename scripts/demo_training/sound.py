@@ -29,6 +29,7 @@ SIDES_WEIGHT = 4.0
 DIFFERENCE_GAIN = 6.0
 
 VOCODER_FRAMES = 50
+CLIP_FRAMES = 201  # mel frames of a clip's 51 latents: that is where sounds end for the vocoder
 VOCODER_BATCH = 4
 MEL_MEAN = -8.0
 EDGE = 8  # mel frames at the ends of a piece in which the vocoder knows too little
@@ -162,7 +163,7 @@ def vocoder_batch(number: int) -> Pair:
         scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
         wave = demo_scenes.play(scene, RATE)
         mel = spectrogram(wave[None])
-        rng, last = np.random.default_rng([seed, 74]), len(wave) // HOP - VOCODER_FRAMES
+        rng, last = np.random.default_rng([seed, 74]), CLIP_FRAMES - VOCODER_FRAMES
         start = int(rng.integers(last))
         if place != "somewhere":
             start = 0 if place == "beginning" else last

@@ -20,6 +20,7 @@ from mlx_ltx.training.autoencoders import decode_video, encode_video, picture_lo
 
 PIECES = (9, 9, 9, 17)  # frames of training clips, in turn
 BATCH = 4
+BOUNCING = 0.5  # so many of the clips, and some others, bounce: what is fast is smeared the longest
 NOISE = 0.1  # on latents, whose standard deviation is near 1
 SMALLNESS = 1e-3
 SHAPE_WEIGHT = 4.0
@@ -74,9 +75,14 @@ def pixels(frames: np.ndarray) -> mx.array:
     return mx.array(frames.astype(np.float32) / 127.5 - 1)
 
 
+def training_scene(seed: int) -> demo_scenes.Scene:
+    bounces = np.random.default_rng([seed, 75]).random() < BOUNCING
+    return demo_scenes.make_scene(seed, **({"motion": "bounce"} if bounces else {}))
+
+
 def piece(seed: int, frames: int, whole: bool) -> np.ndarray:
     """Consecutive frames of a scene, uint8 (F, H, W, 3): the whole picture at half its size, or a quarter of it."""
-    scene, rng = demo_scenes.make_scene(seed), np.random.default_rng([seed, 72])
+    scene, rng = training_scene(seed), np.random.default_rng([seed, 72])
     start = int(rng.integers(scene.frames - frames + 1))
     shown, height, width = range(start, start + frames), demo_scenes.HEIGHT // 2, demo_scenes.WIDTH // 2
     if whole:
