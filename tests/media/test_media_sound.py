@@ -188,6 +188,16 @@ def test_a_truncated_source(tmp_path):
     assert probe(tmp_path / "clip.mp4").audio_duration == pytest.approx(1.5, abs=0.1)
 
 
+def test_a_packet_that_is_cut_off(tmp_path):
+    """An FLV file says nowhere how long it should be, so only the packet tells."""
+    record(tmp_path / "a.flv", "aac", 48000)
+    whole = (tmp_path / "a.flv").read_bytes()
+    (tmp_path / "a.flv").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.flv: its sound is damaged \(the file ends amid a packet\)"):
+        clip(tmp_path / "clip.mp4", SourceSound(tmp_path / "a.flv"), frames=72)
+    assert not (tmp_path / "clip.mp4").exists()
+
+
 def test_wrong_arguments(tmp_path):
     for start in (-1, float("nan")):
         with pytest.raises(ValueError, match="start"):
