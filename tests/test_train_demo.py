@@ -128,7 +128,7 @@ def test_one_batch_in_four_is_of_half_size_and_has_more_that_bounces(folder, mon
     scenes = latents.EncodedScenes(folder)
     batches = diffusion.SceneBatches(scenes)
     assert [batches(number).video.shape[2:4] for number in range(5)] == [(3, 4), *[(6, 8)] * 3, (3, 4)]
-    assert 0.4 < share_of(scenes, [2, 3], batches(0)) < 0.6
+    assert abs(share_of(scenes, [2, 3], batches(0)) - diffusion.BOUNCING["half"]) < 0.1
 
 
 def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
@@ -144,6 +144,17 @@ def test_shapes_that_turn_are_taken_more_often_than_others():
     turning, resting = (diffusion.how_often(make_scene(1, shape="star", motion=motion)) for motion in ("rotate", "up"))
     assert turning == diffusion.TURNING * resting > resting
     assert diffusion.how_often(make_scene(1, shape="square", motion="up")) < resting
+
+
+def test_the_upsampler_sees_more_that_bounces_or_rotates(folder, monkeypatch):
+    monkeypatch.setattr(diffusion, "UPSAMPLER_BATCH", 400)
+    fast = [index for index in range(4) if latents.training_scene(index).motion in ("bounce", "rotate")]
+    assert len(fast) == 3
+    half, full = diffusion.upsampler_stage(folder).batches(0)
+    assert (half.shape[0], full.shape[0]) == (400, 400)
+    scenes = latents.EncodedScenes(folder)
+    taken = mx.all(full[:, None] == scenes.take("full", np.array(fast))[None], axis=(2, 3, 4, 5)).sum().item()
+    assert abs(taken / 400 - 0.9) < 0.05  # 9 of 10 instead of 3 of 4
 
 
 def test_some_noise_levels_are_those_of_the_second_stage():

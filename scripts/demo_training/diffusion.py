@@ -22,13 +22,14 @@ from mlx_ltx.training.flow import Batch, FlowLoss, Noised, NoiseLevels
 
 GRIDS = {size: grids(clip) for size, clip in SIZES.items()}
 UPSAMPLER_BATCH = 4
+UPSAMPLED = 3.0  # so much more often, what bounces or rotates is taken for it
 # Half-size clips are cheap and say all about content; full-size ones are for outlines, which take the longest to learn.
 # A batch of either takes the same time.
 HALF_BATCH, FULL_BATCH = 12, 3
 HALF_EVERY = 4
-BOUNCING = {"half": 0.5, "full": 0.2}  # so many are taken from the scenes that all bounce
+BOUNCING = {"half": 0.3, "full": 0.2}  # so many are taken from the scenes that all bounce
 OFTEN = {"circle": 0.4, "square": 1.0, "triangle": 1.0, "star": 1.6}  # the more corners, the longer it takes
-TURNING = 2.5  # and so much more often if it turns
+TURNING = 5.0  # and so much more often if it turns
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
 # In so many batches picture and sound have noise levels of their own; there, so often one of them is whole.
@@ -60,12 +61,15 @@ def upsampler_loss(module: Upsampler, pair: tuple[mx.array, mx.array], key: mx.a
 
 def upsampler_stage(folder: Path) -> Stage:
     scenes = EncodedScenes(folder)
+    motions = [training_scene(index).motion for index in range(len(scenes))]
+    often = np.array([UPSAMPLED if motion in ("bounce", "rotate") else 1.0 for motion in motions])
+    chances = often / often.sum()
 
     def batch(number: int) -> tuple[mx.array, mx.array]:
-        chosen = np.random.default_rng([number, 81]).integers(len(scenes), size=UPSAMPLER_BATCH)
+        chosen = np.random.default_rng([number, 81]).choice(len(scenes), size=UPSAMPLER_BATCH, p=chances)
         return scenes.take("half", chosen), scenes.take("full", chosen)
 
-    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(6000, 1e-3, muon=1.2e-2))
+    return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(12000, 1e-3, muon=1.2e-2))
 
 
 def make_transformer(seed: int = 1) -> Transformer:
