@@ -21,6 +21,7 @@ def apart(colour, other):
 
 @pytest.mark.slow
 def test_a_new_colour(make, film, embedded, tmp_path, monkeypatch):
+    nearest = min(apart(colour, TURQUOISE) for colour in demo_scenes.COLOURS.values())
     monkeypatch.setitem(demo_scenes.COLOURS, "turquoise", TURQUOISE)
     dataset = tmp_path / "clips"
     dataset.mkdir()
@@ -31,7 +32,7 @@ def test_a_new_colour(make, film, embedded, tmp_path, monkeypatch):
     config = config_from(
         {
             "model": {"model_path": str(embedded)},
-            "lora": {"rank": 8, "alpha": 8},
+            "lora": {"rank": 8, "alpha": 16},
             "training_strategy": {"with_audio": True},
             "optimization": {"learning_rate": 3e-3, "steps": STEPS, "batch_size": 4, "scheduler_type": "cosine"},
             "acceleration": {"mixed_precision_mode": "no"},
@@ -51,6 +52,7 @@ def test_a_new_colour(make, film, embedded, tmp_path, monkeypatch):
     plain = make(prompt=prompt)
     trained = make(prompt=prompt, loras=(LoraInput(str(finished.weights_path)),))
     seen = look(trained.frames)
-    assert apart(seen.colour, TURQUOISE) < 70
+    # Nearer than every colour that the demo knows; the video autoencoder, which has not seen it either, keeps it to 70.
+    assert apart(seen.colour, TURQUOISE) < 0.8 * nearest
     assert apart(seen.colour, TURQUOISE) < 0.7 * apart(look(plain.frames).colour, TURQUOISE)
     assert motion_of(seen) == "right"
