@@ -163,13 +163,13 @@ def write_caption(rng: np.random.Generator, scene: Scene) -> str:
     )  # fmt: skip
 
 
-def make_scene(seed: int, **fixed: str) -> Scene:
-    """The scene of a seed; ``fixed`` gives some of colour, shape, motion, background, end and size."""
+def make_scene(seed: int, **fixed: str | None) -> Scene:
+    """The scene of a seed; ``fixed`` gives some of colour, shape, motion, background, end and size; None leaves it."""
     rng = np.random.default_rng([seed, 71])
 
     def choose(name: str, options: tuple[str, ...]) -> str:
         choice = options[rng.integers(len(options))]
-        return fixed.get(name, choice)
+        return fixed.get(name) or choice
 
     colour, motion = choose("colour", tuple(COLOURS)), choose("motion", MOTIONS)
     # A turning circle looks like a resting one.

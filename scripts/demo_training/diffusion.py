@@ -105,11 +105,11 @@ def _make_zero(linear: nn.Linear) -> None:
     linear.weight, linear.bias = mx.zeros_like(linear.weight), mx.zeros_like(linear.bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SceneBatch(Batch):
     """Scenes of one size, and the latents of the same ones with other shapes in them."""
 
-    other: mx.array | None = None
+    other: mx.array
 
 
 def how_often(scene: Scene) -> float:

@@ -92,7 +92,7 @@ class Encoders:
 
 def training_scene(index: int) -> demo_scenes.Scene:
     """The scene with this number."""
-    return demo_scenes.make_scene(FIRST_SEED + index, **({} if index < VARIED else {"motion": "bounce"}))
+    return demo_scenes.make_scene(FIRST_SEED + index, motion=None if index < VARIED else "bounce")
 
 
 def with_another_shape(scene: demo_scenes.Scene, index: int) -> demo_scenes.Scene:
@@ -114,8 +114,8 @@ def encode(folder: Path, scenes: int = SCENES) -> None:
             continue
         found: dict[str, list[np.ndarray]] = defaultdict(list)
         batch = [training_scene(index) for index in range(first, first + AT_ONCE)]
-        for index, scene in enumerate(batch):
-            for kind, drawn in (("", scene), ("other.", with_another_shape(scene, first + index))):
+        for index, scene in enumerate(batch, first):
+            for kind, drawn in (("", scene), ("other.", with_another_shape(scene, index))):
                 for name, clip in SIZES.items():
                     frames = demo_scenes.draw(drawn, clip.width, clip.height)
                     latent = encoders.video.encoder.statistics.normalize(encoders.picture(frames))

@@ -160,7 +160,7 @@ def vocoder_batch(number: int) -> Pair:
     place = ("somewhere", "beginning", "end")[number % 3]
     for index in range(VOCODER_BATCH):
         seed = 3_000_000 + VOCODER_BATCH * number + index
-        scene = demo_scenes.make_scene(seed, **({"motion": "bounce"} if index % 2 else {}))
+        scene = demo_scenes.make_scene(seed, motion="bounce" if index % 2 else None)
         wave = demo_scenes.play(scene, RATE)
         mel = spectrogram(wave[None])
         rng, last = np.random.default_rng([seed, 74]), CLIP_FRAMES - VOCODER_FRAMES

@@ -76,8 +76,9 @@ def pixels(frames: np.ndarray) -> mx.array:
 
 
 def training_scene(seed: int) -> demo_scenes.Scene:
+    """The scene of a seed, which bounces more often than others do."""
     bounces = np.random.default_rng([seed, 75]).random() < BOUNCING
-    return demo_scenes.make_scene(seed, **({"motion": "bounce"} if bounces else {}))
+    return demo_scenes.make_scene(seed, motion="bounce" if bounces else None)
 
 
 def piece(seed: int, frames: int, whole: bool) -> np.ndarray:
