@@ -17,6 +17,8 @@ from demo_training.stage import Stage, optimization, train, use_weights
 from mlx_ltx.checkpoints.tokenizer import load_tokenizer, read_json
 from mlx_ltx.models.transformer import Transformer, TransformerConfig, Velocities
 
+POOLS = {"varied": 2, "bounce": 1, "rotate": 1}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -24,12 +26,12 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latents, "AT_ONCE", 4)
         patch.setattr(latents, "STATISTICS_SCENES", 2)
-        patch.setattr(latents, "VARIED", 2)
+        patch.setattr(latents, "POOLS", POOLS)
         patch.setattr(diffusion, "HALF_BATCH", 2)
         patch.setattr(diffusion, "FULL_BATCH", 1)
         path = tmp_path_factory.mktemp("training")
         for stage in train_demo.ORDER:
-            train_demo.run(stage, path, 1, 4)
+            train_demo.run(stage, path, 1, sum(POOLS.values()))
         yield path
 
 
@@ -78,7 +80,7 @@ def test_missing_parts_are_named(tmp_path):
 def test_latents_have_about_unit_variance(folder):
     scenes = latents.EncodedScenes(folder)
     assert len(scenes) == 4
-    assert [latents.training_scene(index).motion for index in (2, 3)] == ["bounce", "bounce"]
+    assert [latents.training_scene(index).motion for index in (2, 3)] == ["bounce", "rotate"]
     assert scenes.arrays["full"].shape == (4, 7, 6, 8, 64)
     assert scenes.arrays["half"].shape == (4, 7, 3, 4, 64)
     assert scenes.arrays["audio"].shape == (4, 51, 16, 4)
@@ -123,38 +125,34 @@ def share_of(scenes, indices, batch):
     return mx.any(same, axis=1).astype(mx.float32).mean().item()
 
 
-def test_one_batch_in_four_is_of_half_size_and_has_more_that_bounces(folder, monkeypatch):
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_batch_in_three_is_of_half_size_and_some_motions_have_more(number, folder, monkeypatch):
     monkeypatch.setattr(diffusion, "HALF_BATCH", 200)
     scenes = latents.EncodedScenes(folder)
     batches = diffusion.SceneBatches(scenes)
-    assert [batches(number).video.shape[2:4] for number in range(5)] == [(3, 4), *[(6, 8)] * 3, (3, 4)]
-    assert abs(share_of(scenes, [2, 3], batches(0)) - diffusion.BOUNCING["half"]) < 0.1
+    assert [batches(number).video.shape[2:4] for number in range(4)] == [(3, 4), (6, 8), (6, 8), (3, 4)]
+    monkeypatch.setattr(diffusion, "FULL_BATCH", 200)
+    for index, motion in ((2, "bounce"), (3, "rotate")):
+        assert abs(share_of(scenes, [index], batches(number)) - diffusion.ONE_MOTION[motion]) < 0.1
 
 
-def test_shapes_with_more_corners_are_taken_more_often(folder, monkeypatch):
-    monkeypatch.setattr(diffusion, "HALF_BATCH", 400)
-    monkeypatch.setattr(diffusion, "BOUNCING", {"half": 0.0, "full": 0.0})
-    scenes = latents.EncodedScenes(folder)
-    first, second = (diffusion.how_often(latents.training_scene(index)) for index in range(scenes.varied))
-    assert first != second
-    assert abs(share_of(scenes, [0], diffusion.SceneBatches(scenes)(0)) - first / (first + second)) < 0.08
+def test_shapes_with_more_corners_are_taken_more_often(folder):
+    shapes = [latents.training_scene(index).shape for index in range(2)]
+    assert shapes[0] != shapes[1]
+    chances = diffusion.SceneBatches(latents.EncodedScenes(folder)).chances
+    often = [diffusion.OFTEN[shape] for shape in shapes]
+    assert abs(chances[0] / chances[1] - often[0] / often[1]) < 1e-9
+    assert abs(chances.sum() - 1) < 1e-9
+    assert diffusion.OFTEN["circle"] < diffusion.OFTEN["square"] < diffusion.OFTEN["star"]
 
 
-def test_shapes_that_turn_are_taken_more_often_than_others():
-    turning, resting = (diffusion.how_often(make_scene(1, shape="star", motion=motion)) for motion in ("rotate", "up"))
-    assert turning == diffusion.TURNING * resting > resting
-    assert diffusion.how_often(make_scene(1, shape="square", motion="up")) < resting
-
-
-def test_the_upsampler_sees_more_that_bounces_or_rotates(folder, monkeypatch):
-    monkeypatch.setattr(diffusion, "UPSAMPLER_BATCH", 400)
-    fast = [index for index in range(4) if latents.training_scene(index).motion in ("bounce", "rotate")]
-    assert len(fast) == 3
-    half, full = diffusion.upsampler_stage(folder).batches(0)
-    assert (half.shape[0], full.shape[0]) == (400, 400)
-    scenes = latents.EncodedScenes(folder)
-    taken = mx.all(full[:, None] == scenes.take("full", np.array(fast))[None], axis=(2, 3, 4, 5)).sum().item()
-    assert abs(taken / 400 - 0.9) < 0.05  # 9 of 10 instead of 3 of 4
+def test_of_few_scenes_only_the_pools_that_there_are_are_used(folder):
+    assert latents.pools(4) == {"varied": range(2), "bounce": range(2, 3), "rotate": range(3, 4)}
+    assert latents.pools(3) == {"varied": range(2), "bounce": range(2, 3), "rotate": range(3, 3)}
+    shares = diffusion.chances(3)
+    assert shares.shape == (3,)
+    assert abs(shares[2] - diffusion.ONE_MOTION["bounce"]) < 1e-9
+    assert abs(shares.sum() - 1) < 1e-9
 
 
 def test_some_noise_levels_are_those_of_the_second_stage():

@@ -9,8 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from demo_scenes import Scene
-from demo_training.latents import SIZES, EncodedScenes, Encoders, grids, training_scene
+from demo_training.latents import SIZES, EncodedScenes, Encoders, grids, pools, training_scene
 from demo_training.layout import CONFIG, UPSAMPLER_CONFIG
 from demo_training.stage import Stage, optimization
 from mlx_ltx.models.statistics import ChannelStatistics
@@ -22,14 +21,13 @@ from mlx_ltx.training.flow import Batch, FlowLoss, Noised, NoiseLevels
 
 GRIDS = {size: grids(clip) for size, clip in SIZES.items()}
 UPSAMPLER_BATCH = 4
-UPSAMPLED = 3.0  # so much more often, what bounces or rotates is taken for it
 # Half-size clips are cheap and say all about content; full-size ones are for outlines, which take the longest to learn.
 # A batch of either takes the same time.
 HALF_BATCH, FULL_BATCH = 12, 3
-HALF_EVERY = 4
-BOUNCING = {"half": 0.3, "full": 0.2}  # so many are taken from the scenes that all bounce
-OFTEN = {"circle": 0.4, "square": 1.0, "triangle": 1.0, "star": 1.6}  # the more corners, the longer it takes
-TURNING = 5.0  # and so much more often if it turns
+HALF_EVERY = 3
+# So many are taken from the scenes that all bounce, and from those that all rotate.
+ONE_MOTION = {"bounce": 0.2, "rotate": 0.4}
+OFTEN = {"circle": 0.6, "square": 1.0, "triangle": 1.0, "star": 1.8}  # the more corners, the longer it takes
 NO_CAPTION, NEGATIVE = 0.08, 0.04  # how often a caption is left out, or replaced by the pipelines' negative prompt
 FIRST_FRAME = 0.1
 # In so many batches picture and sound have noise levels of their own; there, so often one of them is whole.
@@ -61,12 +59,9 @@ def upsampler_loss(module: Upsampler, pair: tuple[mx.array, mx.array], key: mx.a
 
 def upsampler_stage(folder: Path) -> Stage:
     scenes = EncodedScenes(folder)
-    motions = [training_scene(index).motion for index in range(len(scenes))]
-    often = np.array([UPSAMPLED if motion in ("bounce", "rotate") else 1.0 for motion in motions])
-    chances = often / often.sum()
 
     def batch(number: int) -> tuple[mx.array, mx.array]:
-        chosen = np.random.default_rng([number, 81]).choice(len(scenes), size=UPSAMPLER_BATCH, p=chances)
+        chosen = np.random.default_rng([number, 81]).integers(len(scenes), size=UPSAMPLER_BATCH)
         return scenes.take("half", chosen), scenes.take("full", chosen)
 
     return Stage("upsampler", Upsampler(folder), upsampler_loss, batch, optimization(12000, 1e-3, muon=1.2e-2))
@@ -112,9 +107,13 @@ class SceneBatch(Batch):
     other: mx.array
 
 
-def how_often(scene: Scene) -> float:
-    """How often it is taken, beside other scenes."""
-    return OFTEN[scene.shape] * (TURNING if scene.motion == "rotate" else 1)
+def chances(scenes: int) -> np.ndarray:
+    """How likely each of so many scenes is to be the next one."""
+    found = {name: numbers for name, numbers in pools(scenes).items() if numbers}
+    shares = {name: ONE_MOTION[name] for name in found if name != "varied"}
+    shares["varied"] = 1 - sum(shares.values())
+    often = {name: np.array([OFTEN[training_scene(index).shape] for index in each]) for name, each in found.items()}
+    return np.concatenate([shares[name] * each / each.sum() for name, each in often.items()])
 
 
 class SceneBatches:
@@ -122,16 +121,12 @@ class SceneBatches:
 
     def __init__(self, scenes: EncodedScenes):
         self.scenes = scenes
-        often = np.array([how_often(training_scene(index)) for index in range(scenes.varied)])
-        self._chances = often / often.sum()
+        self.chances = chances(len(scenes))
 
     def __call__(self, number: int) -> SceneBatch:
         size, count = ("half", HALF_BATCH) if number % HALF_EVERY == 0 else ("full", FULL_BATCH)
         rng = np.random.default_rng([number, 82])
-        chosen = rng.choice(self.scenes.varied, size=count, p=self._chances)
-        if len(self.scenes) > self.scenes.varied:
-            bouncing = rng.integers(self.scenes.varied, len(self.scenes), size=count)
-            chosen = np.where(rng.random(count) < BOUNCING[size], bouncing, chosen)
+        chosen = rng.choice(len(self.scenes), size=count, p=self.chances)
         video_grid, audio_grid = GRIDS[size]
         left_out = rng.random(len(chosen))
         texts = [self._text(f"text.{stream}", chosen, left_out) for stream in ("video", "audio")]

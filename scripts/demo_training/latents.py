@@ -22,8 +22,11 @@ from mlx_ltx.models.audio_vae import AudioVaeConfig
 from mlx_ltx.sampling.geometry import AudioGrid, ClipShape, VideoGrid
 from mlx_ltx.training.autoencoders import encode_sound, encode_video
 
-SCENES, AT_ONCE = 2300, 50
-VARIED = 2000  # scenes after so many all bounce: there is most to learn about the moments of landings
+AT_ONCE = 50
+# So many of all motions, and then of one: there is most to learn about the moments of landings, and outlines that turn
+# have most forms, so of few scenes they would be learnt by heart.
+POOLS = {"varied": 2000, "bounce": 300, "rotate": 1000}
+SCENES = sum(POOLS.values())
 STATISTICS_SCENES = 48
 FIRST_SEED = 5_000_000
 SMALLEST_STD = 1e-3  # of a channel that says nothing
@@ -90,9 +93,19 @@ class Encoders:
         self.use(statistics)
 
 
+def pools(scenes: int) -> dict[str, range]:
+    """The numbers of the scenes of every pool, as far as there are so many scenes."""
+    found, first = {}, 0
+    for name, size in POOLS.items():
+        found[name] = range(first, max(first, min(first + size, scenes)))
+        first += size
+    return found
+
+
 def training_scene(index: int) -> demo_scenes.Scene:
     """The scene with this number."""
-    return demo_scenes.make_scene(FIRST_SEED + index, motion=None if index < VARIED else "bounce")
+    pool = next(name for name, numbers in pools(SCENES).items() if index in numbers)
+    return demo_scenes.make_scene(FIRST_SEED + index, motion=None if pool == "varied" else pool)
 
 
 def with_another_shape(scene: demo_scenes.Scene, index: int) -> demo_scenes.Scene:
@@ -155,11 +168,6 @@ class EncodedScenes:
         self.arrays = {name: np.concatenate([np.array(part[name]) for part in loaded]) for name in loaded[0]}
         nothing = mx.load(str(folder / "latents" / "no-caption.safetensors"))
         self.no_caption = {name: np.array(array) for name, array in nothing.items()}
-
-    @property
-    def varied(self) -> int:
-        """How many there are before those that all bounce."""
-        return min(VARIED, len(self))
 
     def __len__(self) -> int:
         return len(self.arrays["full"])
